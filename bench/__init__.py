@@ -1,0 +1,1 @@
+"""Benchmarks: ``meal-gpu bench``."""

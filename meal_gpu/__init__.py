@@ -1,0 +1,1 @@
+"""MEAL: which image patches to label next."""
