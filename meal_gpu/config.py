@@ -1,0 +1,230 @@
+"""The configuration of a run: typed, with the allowed range and the meaning of each key beside it.
+
+Keys are part of the public contract. A YAML file gives some of them, ``--set a.b=c`` overrides single ones, and what
+nobody gave has the default written here.
+"""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from .errors import InputError, did_you_mean
+from .grid import Grid
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Section):
+    dataset: Literal["camvid", "cityscapes", "folder", "demo"] = "demo"
+    root: Path | None = None
+    """Directory of the data set. Needed by all but ``demo``, which draws its scenes."""
+    image_size: tuple[Positive, Positive] = (360, 480)
+    """(height, width) in pixels that images are resized to (bilinear) and masks (nearest)."""
+    grid: tuple[Positive, Positive] = (4, 4)
+    """(rows, cols) of patches per image."""
+    context: Literal["patch", "image"] = "image"
+    """What the network sees of a patch, alike in training, scoring and evaluation: the patch alone or its image."""
+    placement: Literal["auto", "resident", "streamed"] = "auto"
+    """Where the pool's images live: ``resident`` on the device, ``streamed`` from the store, ``auto`` by the budget."""
+    budget_gb: Annotated[float, Field(gt=0)] | None = None
+    """Device memory in GB (1e9 bytes) for the resident pool and the feature cache; default: half of what is free."""
+    store: Path | None = None
+    """Directory for decoded images; default ``$XDG_CACHE_HOME/meal-gpu`` or ``~/.cache/meal-gpu``."""
+    images: str = "images"
+    """``folder``: the directory of images below ``root``."""
+    masks: str | None = "masks"
+    """``folder``: the directory of masks with the same stems; null when people label (``query.oracle: people``)."""
+    val_images: str | None = "val_images"
+    """``folder``: validation images, or null for none (then no mIoU is reported)."""
+    val_masks: str | None = "val_masks"
+    class_names: list[str] | None = None
+    """``folder``: one name per class id 0, 1, ...; masks hold these ids."""
+    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    """``folder``: the mask value of pixels that are neither trained on nor evaluated (void)."""
+    n_images: Positive = 24
+    """``demo``: scenes to draw for the pool."""
+    n_val_images: Positive = 8
+    """``demo``: scenes to draw for validation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        self.tiling()
+        if self.dataset != "demo" and self.root is None:
+            raise ValueError(f"data.root is missing: give the directory of the {self.dataset} data set.")
+        if self.dataset == "folder" and not self.class_names:
+            raise ValueError("data.class_names is missing: a folder data set needs the list of its class names.")
+        return self
+
+    def tiling(self) -> Grid:
+        """The grid on this data set's images. Raises `InputError` where it does not fit."""
+        return Grid(*self.grid, *self.image_size)
+
+
+class ModelConfig(Section):
+    backbone: str = "mobilenetv2_100"
+    """Any timm backbone that offers ``features_only``."""
+    output_stride: Literal[8, 16, 32] = 16
+    weights: str = "imagenet"
+    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming."""
+    freeze_backbone: bool = True
+    """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast dtype of forward and backward; ``auto`` takes bfloat16 where the processor multiplies it natively."""
+    cache_features: Literal["auto", "always", "never"] = "auto"
+    """Keep a frozen backbone's features on the device; ``auto`` does so when they fit into ``data.budget_gb``."""
+
+
+class TrainConfig(Section):
+    epochs: Positive = 25
+    final_epochs: Positive = 32
+    """Epochs after the last acquisition."""
+    batch_size: Positive = 8
+    sample: Literal["patch", "image"] = "patch"
+    """What ``batch_size`` counts: labelled patches, or images with all of their labelled patches."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lr_decay_every: NonNegative = 0
+    """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
+    eval_every: Positive = 1
+    """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
+
+
+class QueryConfig(Section):
+    strategy: str = "meal"
+    rounds: NonNegative = 8
+    n_initial_images: NonNegative = 2
+    """Random images whose patches are all labelled at the start; 0 labels the whole pool (the supervised baseline)."""
+    n_query: Positive = 32
+    n_informative: Positive = 200
+    """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
+    score: Literal["entropy", "least_confidence", "margin"] = "entropy"
+    selector: Literal["seeding", "kmeans"] = "seeding"
+    """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
+    oracle: Literal["simulated", "people"] = "simulated"
+    """``people``: write the query, stop, and go on with ``--resume`` when the masks have come."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "QueryConfig":
+        if self.n_informative < self.n_query:
+            raise ValueError(
+                f"query.n_informative is {self.n_informative} and query.n_query is {self.n_query}: the candidates must "
+                f"be at least as many as the query. Use query.n_informative >= {self.n_query}."
+            )
+        return self
+
+
+class UmapConfig(Section):
+    backend: Literal["auto", "cuml", "umap-learn"] = "auto"
+    n_neighbors: Annotated[int, Field(ge=2)] = 15
+    min_dist: Annotated[float, Field(ge=0, le=1)] = 0.1
+    n_components: Annotated[int, Field(ge=2, le=64)] = 2
+    metric: str = "euclidean"
+
+
+class Config(Section):
+    """Everything a run needs; the same config and the same machine give the same queries, byte for byte."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0, 1, 2]
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    query: QueryConfig = QueryConfig()
+    umap: UmapConfig = UmapConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds are {seeds}: each may stand there once.")
+        return seeds
+
+    @classmethod
+    def load(cls, source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> "Config":
+        """Read a YAML file, the name of a config that ships with meal-gpu, or a dict; apply ``a.b=c`` overrides.
+
+        Raises `InputError` for an unknown file or key, a wrong type, a value out of range, an impossible combination.
+        """
+        values = dict(source) if isinstance(source, dict) else _read(Path(source))
+        for override in overrides or []:
+            _apply(values, override)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [_explain(cls, detail) for detail in error.errors()]
+            where = "" if isinstance(source, dict) else f"{source}: "
+            raise InputError(where + "\n".join(lines)) from None
+
+    def dump(self) -> str:
+        """The fully resolved configuration as YAML; `load` of it gives an equal config."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped() -> list[str]:
+    """Names of the configs that come with meal-gpu."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in files("meal_gpu.configs").iterdir()
+                  if entry.name.endswith(".yaml"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    text = None
+    if path.is_file():
+        text = path.read_text()
+    elif path.name.removesuffix(".yaml") in shipped():
+        # `configs/camvid.yaml` and `camvid` work from any directory.
+        text = (files("meal_gpu.configs") / f"{path.name.removesuffix('.yaml')}.yaml").read_text()
+    if text is None:
+        raise InputError(f"No config file '{path}', and no shipped config of that name. Shipped: "
+                         f"{', '.join(shipped())}.{did_you_mean(path.stem, shipped())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}, not keys: see configs/camvid.yaml for the form.")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: give key=value, for example --set train.epochs=10.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: '{text}' is not a YAML value.") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        child = values.get(section)
+        values[section] = dict(child) if isinstance(child, dict) else {}
+        values = values[section]
+    values[last] = value
+
+
+def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
+    """One line for one validation error: what was given, what is allowed, the nearest valid name."""
+    path = [str(part) for part in detail["loc"]]
+    key = ".".join(path)
+    if detail["type"] == "extra_forbidden":
+        fields: dict[str, Any] = dict(model.model_fields)
+        for part in path[:-1]:
+            fields = fields[part].annotation.model_fields
+        return (f"Unknown key '{key}'.{did_you_mean(path[-1], fields)} Allowed here: {', '.join(fields)}.")
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return message
+    if detail["type"] == "literal_error":
+        hint = did_you_mean(str(detail["input"]), str(detail["ctx"]["expected"]).replace("'", "").split(", "))
+        return f"{key} is {detail['input']!r}. {message}.{hint}"
+    return f"{key} is {detail['input']!r}. {message}."

@@ -1,0 +1,72 @@
+"""The tiling of an image into patches, and the numbering of the patches of a pool."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``rows`` × ``cols`` equal patches on images of ``height`` × ``width`` pixels.
+
+    Every patch has ``height // rows`` × ``width // cols`` pixels, so that sums over patches compare like with like.
+    Where the grid does not divide the image, the last ``height % rows`` pixel rows and ``width % cols`` pixel columns
+    belong to no patch: they are never queried, labelled or evaluated, and a network that sees whole images sees them
+    as context.
+
+    Patches are numbered through the pool: ``id = image * cells + row * cols + col``.
+    """
+
+    rows: int
+    cols: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1 or self.patch_height < 2 or self.patch_width < 2:
+            raise InputError(
+                f"A grid of {self.rows} x {self.cols} does not fit images of {self.height} x {self.width} pixels: "
+                f"rows must be 1 to {self.height // 2} and columns 1 to {self.width // 2}. Change data.grid."
+            )
+
+    @property
+    def patch_height(self) -> int:
+        return self.height // max(self.rows, 1)
+
+    @property
+    def patch_width(self) -> int:
+        return self.width // max(self.cols, 1)
+
+    @property
+    def cells(self) -> int:
+        """Patches per image."""
+        return self.rows * self.cols
+
+    @property
+    def patch_pixels(self) -> int:
+        return self.patch_height * self.patch_width
+
+    def box(self, cell: int) -> Box:
+        """Pixel box ``(y0, x0, y1, x1)``, half open, of cell ``0 … cells - 1`` (row by row)."""
+        row, col = divmod(cell, self.cols)
+        y, x = row * self.patch_height, col * self.patch_width
+        return y, x, y + self.patch_height, x + self.patch_width
+
+    def boxes(self) -> np.ndarray:
+        """All boxes of an image, int64 ``[cells, 4]``."""
+        return np.array([self.box(cell) for cell in range(self.cells)])
+
+    def split(self, patch_id: int) -> tuple[int, int]:
+        """``(image, cell)`` of a patch of the pool."""
+        return divmod(patch_id, self.cells)
+
+    def describe(self, patch_id: int, names: Sequence[str]) -> dict[str, object]:
+        """What a person or a tool needs to find a patch: image name, row, col and pixel box."""
+        image, cell = self.split(patch_id)
+        row, col = divmod(cell, self.cols)
+        return {"image": names[image], "row": row, "col": col, "box": list(self.box(cell))}
