@@ -1,1 +1,152 @@
-"""Entropy kernels."""
+"""Kernels: uncertainty of image patches from low-resolution logits, in one pass.
+
+`patch_entropy` is the public function. It checks its arguments and lets the tensor's device choose the implementation:
+`entropy_cpu` (numba) or `entropy_cuda` (CUDA C++). `reference` has the float64 definitions, `cost` the counts of bytes,
+exponentials and FLOPs. Nothing here imports the rest of meal_gpu.
+"""
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from .op import patch_entropy_out
+from .reference import SCORES
+
+__all__ = ["MAX_CLASSES", "SCORES", "patch_entropy"]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_CLASSES = 256
+
+
+@overload
+def patch_entropy(
+    logits: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    score: str = ...,
+    align_corners: bool = ...,
+    return_map: Literal[False] = ...,
+    out: Tensor | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def patch_entropy(
+    logits: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    score: str = ...,
+    align_corners: bool = ...,
+    return_map: Literal[True],
+    out: tuple[Tensor, Tensor] | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def patch_entropy(
+    logits: Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    score: str = "entropy",
+    align_corners: bool = True,
+    return_map: bool = False,
+    out: Tensor | tuple[Tensor, Tensor] | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Uncertainty of every patch of a batch of images, summed over the patch's pixels.
+
+    Bilinear upsampling of the logits to `size`, softmax over the classes, the score of every pixel (for the entropy:
+    equation 1 of the paper) and its sum per patch happen in one pass: neither the upsampled logits nor, unless asked for,
+    the per-pixel scores are ever stored.
+
+    Parameters
+    ----------
+    logits : Tensor [B, C, h, w], float32, float16 or bfloat16, CPU or CUDA
+        Unnormalised class scores, 2 <= C <= 256. Any strides; contiguous and channels_last are both read directly.
+        Arithmetic is float32. A NaN or infinite logit makes the pixels it touches, and their patches, NaN.
+    size : (H, W), pixels
+        Size of the image to upsample to, as ``torch.nn.functional.interpolate(mode="bilinear")`` does; ``(h, w)`` means
+        no upsampling.
+    grid : (rows, cols)
+        Every patch has H // rows x W // cols pixels, and patch (r, c) begins at multiples of that. The remaining bottom
+        rows (at most rows - 1) and right columns (at most cols - 1) belong to no patch.
+    score : str
+        Per pixel, with class probabilities p1 >= p2 >= ...: ``"entropy"``, -sum p log p in nats; ``"least_confidence"``,
+        1 - p1; ``"margin"``, 1 - (p1 - p2); ``"confidence"``, p1. In the first three, higher is more uncertain. All are
+        summed over the patch: divide by (H // rows) * (W // cols) for the mean.
+    align_corners : bool
+        As in ``interpolate``.
+    return_map : bool
+        Also return the score of every pixel.
+    out : Tensor, or (Tensor, Tensor) with return_map
+        Buffers for the results, float32, contiguous, on the device of the logits.
+
+    Returns
+    -------
+    sums : Tensor [B, rows, cols], float32
+        Accumulated in float32 along a row of pixels and in float64 over the rows, in an order that depends on the shapes
+        alone: repeated calls agree bit for bit. Not differentiable.
+    map : Tensor [B, H, W], float32
+        Only with `return_map`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments outside of the above.
+    """
+    B = _check_logits(logits)
+    H, W = _pair("size", "(height, width) of the image in pixels", size)
+    rows, cols = _pair("grid", "(rows, columns) of patches", grid)
+    if rows > H or cols > W:
+        raise ValueError(f"grid {rows} x {cols} on an image of {H} x {W} pixels: a patch needs a pixel; use fewer patches")
+    if score not in SCORES:
+        raise ValueError(f"score {score!r}: choose one of {', '.join(SCORES)}")
+    if out is None:
+        sums = logits.new_empty((B, rows, cols), dtype=torch.float32)
+        pixels = logits.new_empty((B, H, W), dtype=torch.float32) if return_map else None
+    elif return_map:
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"out is a {type(out).__name__}: with return_map give a pair of tensors (sums, map)")
+        sums = _check_out("out[0]", out[0], (B, rows, cols), logits.device)
+        pixels = _check_out("out[1]", out[1], (B, H, W), logits.device)
+    else:
+        sums, pixels = _check_out("out", out, (B, rows, cols), logits.device), None
+    patch_entropy_out(logits.detach(), sums, pixels, H, W, score, align_corners)
+    return sums if pixels is None else (sums, pixels)
+
+
+def _check_logits(logits: Any) -> int:
+    """Raise unless the logits are acceptable; return the batch size."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"logits are a {type(logits).__name__}: give a torch.Tensor [batch, classes, height, width]")
+    if logits.ndim != 4 or 0 in logits.shape[2:]:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}: give [batch, classes, height, width], none of them empty")
+    if not 2 <= logits.shape[1] <= MAX_CLASSES:
+        raise ValueError(f"logits have {logits.shape[1]} classes (dimension 1): 2 to {MAX_CLASSES} are supported")
+    if logits.dtype not in DTYPES:
+        raise TypeError(f"logits are {logits.dtype}: convert them to float32, float16 or bfloat16")
+    if logits.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"logits are on {logits.device}: move them to the CPU or to a CUDA device")
+    return logits.shape[0]
+
+
+def _pair(name: str, meaning: str, value: Any) -> tuple[int, int]:
+    """Value as two positive ints."""
+    if not isinstance(value, (tuple, list, torch.Size)) or len(value) != 2 or not all(isinstance(v, int) for v in value):
+        raise TypeError(f"{name} is {value!r}: give two integers, {meaning}")
+    if min(value) < 1:
+        raise ValueError(f"{name} is {tuple(value)}: both of {meaning} must be at least 1")
+    return value[0], value[1]
+
+
+def _check_out(name: str, out: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name} is a {type(out).__name__}: give a torch.Tensor (a pair of them with return_map)")
+    if tuple(out.shape) != shape or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
+        raise ValueError(
+            f"{name} is {out.dtype} {tuple(out.shape)} on {out.device}, "
+            f"{'' if out.is_contiguous() else 'not '}contiguous: give a contiguous torch.float32 {shape} on {device}"
+        )
+    return out

@@ -1,0 +1,284 @@
+"""Patch scores on the CPU: one numba kernel, parallel over bands of rows, vectorised by LLVM.
+
+How it is organised, and why:
+
+* A *band* is a run of output rows between the same two rows of the low-resolution logits. The horizontal half of the
+  upsampling is done once per band; a row of it then costs one multiply-add per class and pixel.
+* Inside a band, tiles of TILE pixels: every inner loop runs over the TILE pixels of one class (class-outer), has a
+  constant trip count and no branch, so LLVM vectorises it without a remainder, and a tile stays in the L1 cache.
+* PyPI's numba has no SVML, where ``math.exp`` is a scalar call. `_exp` is a polynomial, see its error bound.
+* The running maximum pushes the loser of each comparison into the next row of a buffer, so that the largest logit, whose
+  exponential is exactly 1, is not among the C - 1 that remain. It saves one exponential of C and keeps 1 - p1 exact.
+* Sums: float32 over a patch's part of one row, float64 over the rows, in an order that depends on the shape alone. So
+  the result does not depend, bit for bit, on the number of threads.
+* float16 and bfloat16 logits are read as bit patterns and widened a row at a time.
+
+One signature serves every dtype, memory layout, score and shape, because compiling takes seconds and every user pays it
+once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR.
+"""
+
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange, set_num_threads
+from numba.core.config import NUMBA_NUM_THREADS
+from torch import Tensor
+
+from .reference import SCORES, taps
+
+TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
+COPY, CELLS, GATHER = 0, 1, 2  # how a row is upsampled: not at all; cell by cell; pixel by pixel (any ratio)
+RUN = 8  # pixels written per low-resolution cell, of which the next cells overwrite the excess
+_BAND_ROWS = 8  # a band has at most that many rows, so that a huge upsampling still has work for every thread
+EXP_MAX_REL_ERROR = 4e-7  # of `_exp` on [-87.3, 0]; below -88.03 it is exactly 0
+_CONTRACT = {"contract"}  # fused multiply-add only: NaN and infinity keep their meaning
+
+
+@njit
+def _bits(x):  # type: ignore[no-untyped-def]
+    """Bit pattern of a float32, as uint32."""
+    return np.float32(x).view(np.uint32)
+
+
+@njit
+def _float(bits):  # type: ignore[no-untyped-def]
+    """The float32 of a bit pattern, of whose integer the lower 32 bits count."""
+    return np.uint32(bits).view(np.float32)
+
+
+@njit(fastmath=_CONTRACT)
+def _exp(x):  # type: ignore[no-untyped-def]
+    """e^x for float32 x <= 0, relative error <= EXP_MAX_REL_ERROR, 0 below -88.03, NaN for NaN.
+
+    x = n log 2 + r with integer n and |r| <= log(2)/2; e^r is a polynomial (minimax fit, 1.1e-7). Adding 1.5 * 2^23 + 127
+    rounds to an integer and leaves n + 127 in the low bits of the sum: shifted by 23, they are the float 2^n.
+    """
+    x = np.float32(-88.02969) if x < np.float32(-88.02969) else x  # n = -127, whose 2^n comes out as 0
+    t = x * np.float32(1.44269504) + np.float32(12583039.0)
+    n = t - np.float32(12583039.0)
+    r = x - n * np.float32(0.69314718)
+    p = np.float32(0.0083125066) * r + np.float32(0.041890342)
+    p = p * r + np.float32(0.16667116)
+    p = p * r + np.float32(0.49999231)
+    p = p * r + np.float32(1.0)
+    p = p * r + np.float32(1.0)
+    return p * _float(_bits(t) << 23)
+
+
+@njit(fastmath=_CONTRACT)
+def _log1p(s):  # type: ignore[no-untyped-def]
+    """log(1 + s) for float32 s >= 0, relative error <= 3e-7, also for tiny s; NaN for NaN.
+
+    1 + s = 2^k (1 + f) with |f| < 0.42, then 2 atanh(f / (2 + f)) as a series. For k = 0, f is s itself, unrounded.
+    """
+    S = np.float32(1.0) + s
+    k = (np.int32(_bits(S)) - np.int32(0x3F3504F3)) >> 23  # 0x3F3504F3 is sqrt(1/2)
+    scale = _float((127 - k) << 23)
+    f = s if k == 0 else S * scale - np.float32(1.0)
+    z = f / (np.float32(2.0) + f)
+    q = z * z
+    p = np.float32(0.2222222) * q + np.float32(0.2857143)
+    p = p * q + np.float32(0.4)
+    p = p * q + np.float32(0.6666667)
+    p = p * q + np.float32(2.0)
+    return p * z + np.float32(k) * np.float32(0.69314718)
+
+
+@njit(fastmath=_CONTRACT)
+def _widen(f32, bits, kind, b, c, y, first, n, row):  # type: ignore[no-untyped-def]
+    """Copy logits[b, c, y, first : first + n] to the float32 buffer row."""
+    if kind == 0:
+        for x in range(n):
+            row[x] = f32[b, c, y, first + x]
+    elif kind == 1:  # bfloat16 is the upper half of a float32
+        for x in range(n):
+            row[x] = _float(np.uint32(bits[b, c, y, first + x]) << 16)
+    else:  # float16: move exponent and mantissa into place, then correct the exponent's bias by a multiplication
+        for x in range(n):
+            u = np.uint32(bits[b, c, y, first + x])
+            magnitude = np.uint32((u & 0x7FFF) << 13)
+            value = _float(magnitude) * np.float32(5.192296858534828e33)  # 2^112, exact, subnormals too
+            special = _float(magnitude | 0x70000000)  # infinity and NaN
+            value = special if magnitude >= 0x0F800000 else value
+            row[x] = _float(_bits(value) | ((u & 0x8000) << 16))
+
+
+@njit(fastmath=_CONTRACT)
+def _expand(row, mode, first, last, x0, x1, wx, start, xs, line):  # type: ignore[no-untyped-def]
+    """Interpolate the low-resolution row, whose columns first to last are given, to the TILE pixels from xs on."""
+    if mode == COPY:
+        for k in range(TILE):
+            line[k] = row[k]
+    elif mode == CELLS:
+        for cell in range(x0[xs], x0[xs + TILE - 1] + 1):
+            at = max(start[cell] - xs, 0)
+            left = row[cell - first]
+            step = row[min(cell + 1, last) - first] - left
+            for k in range(RUN):
+                line[at + k] = left + wx[xs + at + k] * step
+    else:
+        for k in range(TILE):
+            left = row[x0[xs + k] - first]
+            line[k] = left + wx[xs + k] * (row[x1[xs + k] - first] - left)
+
+
+@njit(fastmath=_CONTRACT)
+def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-untyped-def]
+    """Score of TILE pixels, whose logits are top + weight * dif ([C, TILE] each), into line[:TILE]."""
+    C = top.shape[0]
+    for k in range(TILE):
+        m[k] = top[0, k] + weight * dif[0, k]
+        S[k] = np.float32(0.0)
+        T[k] = np.float32(0.0)
+    for c in range(1, C):
+        for k in range(TILE):
+            v = top[c, k] + weight * dif[c, k]
+            best = m[k]
+            # With these comparisons a NaN stays, in m or among the losers, and reaches S and T.
+            lose[c - 1, k] = best if v > best else v
+            m[k] = v if v > best else best
+    if score == 0:
+        for c in range(C - 1):
+            for k in range(TILE):
+                d = lose[c, k] - m[k]
+                e = _exp(d)
+                S[k] += e
+                T[k] += d * e
+        for k in range(TILE):
+            line[k] = _log1p(S[k]) - T[k] / (np.float32(1.0) + S[k])
+        return
+    for c in range(C - 1):
+        for k in range(TILE):
+            e = _exp(lose[c, k] - m[k])
+            S[k] += e
+            T[k] = e if e > T[k] else T[k]  # the second largest class, relative to the largest
+    constant = np.float32(1.0) if score == 3 else np.float32(0.0)
+    rest = np.float32(0.0) if score == 3 else np.float32(1.0)
+    second = np.float32(1.0) if score == 2 else np.float32(0.0)
+    for k in range(TILE):
+        line[k] = (constant + rest * S[k] + second * T[k]) / (np.float32(1.0) + S[k])
+
+
+@njit(fastmath={"contract", "reassoc"})
+def _sum(line, first, last):  # type: ignore[no-untyped-def]
+    """Float32 sum of line[first:last]; LLVM may use several accumulators, in an order fixed when it compiles."""
+    total = np.float32(0.0)
+    for k in range(first, last):
+        total += line[k]
+    return total
+
+
+@njit(fastmath=_CONTRACT)
+def _band(f32, bits, kind, score, b, ya, yb, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+    """Rows ya to yb of image b; the arguments are those of `_scores`."""
+    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])  # one of them is empty
+    top, dif = np.zeros((C, TILE + RUN), np.float32), np.zeros((C, TILE + RUN), np.float32)
+    lose = np.empty((C, TILE), np.float32)
+    m, S, T = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    row, line = np.zeros(w + TILE, np.float32), np.zeros(TILE + RUN, np.float32)
+    row_sums[b, ya:yb] = 0
+    for xs in range(0, x0.size - RUN, TILE):
+        first, last = x0[xs], x1[xs + TILE - 1]
+        for c in range(C):
+            _widen(f32, bits, kind, b, c, y0[ya], first, last - first + 1, row)
+            _expand(row, mode, first, last, x0, x1, wx, start, xs, top[c])
+            if y1[ya] != y0[ya]:  # else dif stays 0
+                _widen(f32, bits, kind, b, c, y1[ya], first, last - first + 1, row)
+                _expand(row, mode, first, last, x0, x1, wx, start, xs, line)
+                for k in range(TILE):
+                    dif[c, k] = line[k] - top[c, k]
+        for y in range(ya, yb):
+            _tile(top, dif, wy[y], score, m, lose, S, T, line)
+            if pixels.size:
+                n = min(TILE, W - xs)
+                for k in range(n):
+                    pixels[b, y, xs + k] = line[k]
+            first_col, last_col = xs // patch_w, min((xs + TILE - 1) // patch_w, cols - 1)
+            for col in range(first_col, last_col + 1):
+                row_sums[b, y, col] += _sum(line, max(col * patch_w - xs, 0), min((col + 1) * patch_w - xs, TILE))
+
+
+def _scores(f32, bits, kind, score, bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+    """All bands of all images, in parallel.
+
+    f32 float32 [B, C, h, w] or bits uint16 [B, C, h, w], chosen by kind (0 float32, 1 bfloat16, 2 float16); bands int64
+    [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and wy float32 [rows], the rows' taps; x0, x1 int64 and
+    wx float32, the columns' taps, padded to a multiple of TILE and RUN more; start int64 [w], the first pixel of a cell;
+    row_sums float32 [B, rows, cols] is written, and so is pixels float32 [B, rows, W] unless it is empty.
+    """
+    n_bands = bands.size - 1
+    for item in prange(row_sums.shape[0] * n_bands):
+        b, band = item // n_bands, item % n_bands
+        _band(f32, bits, kind, score, b, bands[band], bands[band + 1], y0, y1, wy, mode, x0, x1, wx, start,
+              patch_w, cols, W, row_sums, pixels)  # fmt: skip
+
+
+_SIGNATURE = (
+    "void(float32[:,:,:,:], uint16[:,:,:,:], int64, int64, int64[::1], int64[::1], int64[::1], float32[::1], int64, "
+    "int64[::1], int64[::1], float32[::1], int64[::1], int64, int64, int64, float32[:,:,::1], float32[:,:,::1])"
+)
+
+
+@cache
+def kernel() -> Any:
+    """The compiled numba dispatcher; the first call in a process loads it from numba's cache, or compiles it (seconds)."""
+    try:
+        return njit(_SIGNATURE, parallel=True, cache=True)(_scores)
+    except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
+        if "cache" not in str(error):
+            raise
+        return njit(_SIGNATURE, parallel=True)(_scores)
+
+
+@lru_cache(maxsize=32)
+def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tuple[np.ndarray | int, ...]:
+    """Arguments of the kernel that depend on the shape alone: bands, y0, y1, wy, mode, x0, x1, wx, start."""
+    if (h, w) == (H, W):
+        mode, y0, x0 = COPY, np.arange(H), np.arange(W)
+        y1, wy, x1, wx = y0, np.zeros(H), x0, np.zeros(W)
+    else:
+        y0, y1, wy = taps(h, H, align_corners)
+        x0, x1, wx = taps(w, W, align_corners)
+        longest = int(np.bincount(x0).max())
+        mode = CELLS if np.diff(x0).max(initial=0) <= 1 and longest <= RUN else GATHER
+    y0, y1, wy = y0[:rows], y1[:rows], wy[:rows]
+    begins = [0]
+    for y in range(1, rows):
+        if y0[y] != y0[y - 1] or y - begins[-1] == _BAND_ROWS:
+            begins.append(y)
+    pad = (0, -W % TILE + RUN)
+    start = np.searchsorted(x0, np.arange(w))
+    x0, x1, wx = (np.pad(t, pad, mode="edge") for t in (x0, x1, wx))
+    return (np.array([*begins, rows]), y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start)
+
+
+def patch_entropy(logits: Tensor, sums: Tensor, pixels: Tensor | None, size: tuple[int, int], score: str, align: bool) -> None:
+    """Fill sums [B, rows, cols] and, if given, pixels [B, H, W] (float32, contiguous, CPU) from logits [B, C, h, w].
+
+    Uses as many threads as torch does (``torch.set_num_threads``). The arguments are checked by the caller.
+    """
+    (B, _, h, w), (_, rows, cols), (H, W) = logits.shape, sums.shape, size
+    patch_h, patch_w = H // rows, W // cols
+    used = H if pixels is not None else rows * patch_h  # rows below the last patch matter to the map alone
+    if not B:
+        return
+    none = np.empty((0, 0, 0, 0), np.uint16)
+    raw = logits.detach()
+    if raw.dtype == torch.float32:
+        kind, f32, bits = 0, raw.numpy(), none
+    else:
+        kind, f32, bits = 1 + (raw.dtype == torch.float16), none.astype(np.float32), raw.view(torch.uint16).numpy()
+    row_sums = np.empty((B, used, cols), np.float32)
+    out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
+    bands, y0, y1, wy, mode, x0, x1, wx, start = plan(h, w, H, W, used, align)
+    run = kernel()
+    before = get_num_threads()
+    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
+    try:
+        run(f32, bits, kind, SCORES.index(score), bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, out)
+    finally:
+        set_num_threads(before)
+    per_row = row_sums[:, : rows * patch_h].reshape(B, rows, patch_h, cols)
+    sums.copy_(torch.from_numpy(per_row.sum(axis=2, dtype=np.float64)))

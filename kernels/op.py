@@ -1,0 +1,44 @@
+"""The custom operator ``meal_gpu::patch_entropy_out``, with its CPU, CUDA and fake implementations.
+
+One operator that writes into buffers serves eager code, `torch.compile`, `FakeTensorMode` and callers who bring their own
+buffers. The implementations are imported when a tensor of their device first arrives: numba takes a second to import,
+and CuPy may not be installed.
+"""
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("meal_gpu", "FRAGMENT")
+_library.define(
+    "patch_entropy_out(Tensor logits, Tensor(a!) sums, Tensor(b!)? pixels, int height, int width, str score, "
+    "bool align_corners) -> ()"
+)
+
+
+def _cpu(
+    logits: Tensor, sums: Tensor, pixels: Tensor | None, height: int, width: int, score: str, align_corners: bool
+) -> None:
+    from . import entropy_cpu
+
+    entropy_cpu.patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
+
+
+def _cuda(
+    logits: Tensor, sums: Tensor, pixels: Tensor | None, height: int, width: int, score: str, align_corners: bool
+) -> None:
+    from . import entropy_cuda
+
+    entropy_cuda.patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
+
+
+def _fake(
+    logits: Tensor, sums: Tensor, pixels: Tensor | None, height: int, width: int, score: str, align_corners: bool
+) -> None:
+    """Nothing to compute: the outputs exist already."""
+
+
+_library.impl("patch_entropy_out", _cpu, "CPU")
+_library.impl("patch_entropy_out", _cuda, "CUDA")
+torch.library.register_fake("meal_gpu::patch_entropy_out", _fake, lib=_library)
+
+patch_entropy_out = torch.ops.meal_gpu.patch_entropy_out.default
