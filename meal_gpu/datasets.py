@@ -1,10 +1,10 @@
-"""Data sets: which files belong to them, what their mask values mean, and how one file is read.
+"""Data sets: which files belong to them, and what their mask values mean.
 
-A data set is a function from `DataConfig` to `Dataset` and one line in `DATASETS`. Nothing is decoded here but by
-`read_image` and `read_mask`, one file at a time.
+A data set is a function from `DataConfig` to `Dataset` and one line in `DATASETS`. Nothing is decoded here.
 """
 
 import colorsys
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from . import scenes
 from .config import DataConfig
 from .errors import InputError, did_you_mean
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
 
+_log = logging.getLogger("meal_gpu")
 __all__ = ["DATASETS", "INVALID", "VOID", "Dataset", "Sample", "open_dataset", "read_image", "read_mask"]
 
 VOID = 255
@@ -238,8 +240,38 @@ def folder(data: DataConfig) -> Dataset:
                    split("", data.images, data.masks), split("val_", data.val_images, data.val_masks))
 
 
+def demo(data: DataConfig) -> Dataset:
+    """Procedural street scenes of ``image_size``, drawn as PNG files below ``root`` (default: the cache directory).
+
+    A scene depends on its number and split alone, so what is there already is kept.
+    """
+    height, width = data.image_size
+    root = (data.root.expanduser() if data.root is not None else cache_dir(data)).absolute()
+    root = root / f"demo-scenes-v{scenes.VERSION}-{height}x{width}"
+
+    def split(name: str, number: int, count: int) -> tuple[Sample, ...]:
+        images, masks = root / name, root / f"{name}_masks"
+        files = [f"{name}_{i:04d}.png" for i in range(count)]
+        have = [{*_names(folder, "data.root")} if folder.is_dir() else set[str]() for folder in (images, masks)]
+        todo = [i for i, file in enumerate(files) if any(file not in there for there in have)]
+        if todo:
+            _log.info("Drawing %d street scenes into %s.", len(todo), images)
+        for i in todo:
+            scenes.write_scene(i, number, data.image_size, images / files[i], masks / files[i])
+        return tuple(Sample(Path(file).stem, images / file, masks / file) for file in files)
+
+    try:
+        return Dataset("demo", tuple(scenes.CLASSES), np.array(list(scenes.CLASSES.values()), np.uint8),
+                       _table({i: i for i in range(len(scenes.CLASSES))}, [VOID]),
+                       split("train", 0, data.n_images), split("val", 1, data.n_val_images))
+    except OSError as error:
+        raise InputError(f"Street scenes cannot be written below {root}: {error.strerror or error}. Free some space, "
+                         "or set data.store (or data.root) to a directory that can be written.") from None
+
+
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "camvid": camvid,
     "cityscapes": cityscapes,
     "folder": folder,
+    "demo": demo,
 }
