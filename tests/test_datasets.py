@@ -1,0 +1,372 @@
+"""Which files a data set lists, what their values mean, and what is said about files that cannot be used."""
+
+import io
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from meal_gpu.config import DataConfig
+from meal_gpu.datasets import DATASETS, INVALID, VOID, Dataset, open_dataset, read_image, read_mask
+from meal_gpu.errors import InputError
+
+Make = Callable[..., Path]
+
+
+def opened(dataset: str, root: Path, **keys: object) -> Dataset:
+    if dataset == "folder":
+        keys.setdefault("class_names", ["road", "tree", "car"])
+    return open_dataset(DataConfig.model_validate({"dataset": dataset, "root": root, **keys}))
+
+
+# --- listing ----------------------------------------------------------------------------------------------------------
+
+
+def test_camvid_pairs_images_with_masks_in_sorted_order(make_camvid: Make) -> None:
+    root = make_camvid(n=3, n_val=2)
+    (root / "train" / "._seq_00000.png").write_bytes(b"left by macOS")
+    (root / "train" / "Thumbs.db").write_bytes(b"left by Windows")
+    data = opened("camvid", root)
+    assert [s.name for s in data.train] == ["seq_00000", "seq_00001", "seq_00002"]
+    assert data.train[1].mask == root / "trainannot" / "seq_00001.png"
+    assert [len(data.train), len(data.val)] == [3, 2]
+    assert data.to_class[:13].tolist() == [*range(11), VOID, INVALID]
+    assert (data.to_class[12:] == INVALID).all()
+    assert data.palette.shape == (11, 3)
+
+
+@pytest.mark.camvid
+def test_camvid_classes_are_where_they_are_in_the_world(camvid_root: Path) -> None:
+    data = opened("camvid", camvid_root)
+    assert (len(data.train), len(data.val)) == (367, 101)
+    height, brightness, pixels = np.zeros(11), np.zeros(11), np.zeros(11)
+    for sample in data.train[::8]:
+        assert sample.mask is not None
+        ids, grey = data.to_class[read_mask(sample.mask)], read_image(sample.image).mean(2)
+        for c in range(11):
+            y, x = np.nonzero(ids == c)
+            height[c] += (ids.shape[0] - y).sum()
+            brightness[c] += grey[y, x].sum()
+            pixels[c] += len(y)
+    height, brightness = height / pixels, brightness / pixels
+    rank = [data.class_names[i] for i in np.argsort(-height)]
+    assert rank[0] == "Sky"
+    assert {rank[-1], rank[-2]} == {"Road", "Pavement"}
+    assert data.class_names[int(brightness.argmax())] == "Sky"
+    assert set(rank[1:5]) == {"Building", "Pole", "Tree", "SignSymbol"}
+    assert data.class_names[int(pixels.argmax())] == "Road"
+    assert data.class_names[int(pixels.argmin())] in ("Bicyclist", "Pedestrian")
+
+
+def test_cityscapes_agrees_with_the_official_table(make_cityscapes: Make) -> None:
+    from cityscapesscripts.helpers.labels import labels
+
+    data = opened("cityscapes", make_cityscapes())
+    valid = set()
+    for label in labels:
+        value = label.id % 256  # id -1 is 255 in an 8-bit file
+        valid.add(value)
+        if label.trainId in (255, -1):
+            assert data.to_class[value] == VOID, label.name
+        else:
+            assert data.to_class[value] == label.trainId
+            assert data.class_names[label.trainId] == label.name
+            assert tuple(data.palette[label.trainId]) == label.color
+    assert len(data.class_names) == 19
+    assert {v for v in range(256) if data.to_class[v] != INVALID} == valid
+
+
+def test_cityscapes_lists_cities_in_order(make_cityscapes: Make) -> None:
+    data = opened("cityscapes", make_cityscapes(n=2, n_val=1))
+    assert [s.name for s in data.train] == ["aachen_000000_000019", "aachen_000001_000019", "bonn_000000_000019",
+                                            "bonn_000001_000019"]
+    assert [s.name for s in data.val] == ["aachen_000000_000019", "bonn_000000_000019"]
+    assert all(s.mask is not None and s.mask.is_file() and s.image.is_file() for s in data.train)
+
+
+def test_folder_takes_several_formats_and_maps_ids(make_folder: Make) -> None:
+    root = make_folder(n=3)
+    Image.open(root / "images" / "img1.png").save(root / "images" / "img1.JPG", "JPEG")
+    (root / "images" / "img1.png").unlink()
+    data = opened("folder", root, ignore_index=7)
+    assert [s.image.name for s in data.train] == ["img0.png", "img1.JPG", "img2.png"]
+    assert data.to_class[[0, 1, 2, 3, 7, 255]].tolist() == [0, 1, 2, INVALID, VOID, INVALID]
+    assert len(np.unique(data.palette, axis=0)) == 3
+    assert opened("folder", root, ignore_index=0).to_class[:3].tolist() == [VOID, 1, 2]  # ids from 1, 0 is void
+
+
+def test_folder_without_masks_and_without_validation(make_folder: Make) -> None:
+    root = make_folder()
+    shutil.rmtree(root / "masks")
+    data = opened("folder", root, masks=None, val_images=None)
+    assert [s.mask for s in data.train] == [None] * 4
+    assert data.val == ()
+
+
+def test_demo_draws_once_and_only_what_is_missing(tmp_path: Path) -> None:
+    def times(data: Dataset) -> list[int]:
+        return [s.image.stat().st_ctime_ns for s in data.train]
+
+    config = {"store": tmp_path, "image_size": (32, 48), "n_images": 3, "n_val_images": 2}
+    first = open_dataset(DataConfig.model_validate(config))
+    drawn = times(first)
+    (first.train[1].image).unlink()
+    more = open_dataset(DataConfig.model_validate({**config, "n_images": 4}))
+    assert len(more.train) == 4
+    assert [a == b for a, b in zip(drawn, times(more), strict=False)] == [True, False, True]
+    assert all(s.mask is not None and s.mask.is_file() for s in (*more.train, *more.val))
+    assert not list(tmp_path.rglob(".*"))  # no temporary file is left
+    elsewhere = open_dataset(DataConfig.model_validate({**config, "root": tmp_path / "here"}))
+    assert elsewhere.train[0].image.is_relative_to(tmp_path / "here")
+
+
+def test_a_new_data_set_is_one_function_and_one_line(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def squares(data: DataConfig) -> Dataset:
+        files = DATASETS["folder"](data.model_copy(update={"class_names": ["a", "b", "c"]}))
+        return Dataset("squares", ("x",), files.palette[:1], np.zeros(256, np.uint8), files.train, ())
+
+    monkeypatch.setitem(DATASETS, "camvid", squares)
+    assert opened("camvid", make_folder()).name == "squares"
+
+
+# --- bad directories --------------------------------------------------------------------------------------------------
+
+
+def refused(dataset: str, root: Path, **keys: object) -> str:
+    with pytest.raises(InputError) as caught:
+        opened(dataset, root, **keys)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dataset", ["camvid", "cityscapes", "folder"])
+def test_missing_directory(dataset: str, tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    message = refused(dataset, tmp_path / "dataset")
+    assert f"{tmp_path / 'dataset'} does not exist" in message
+    assert "Did you mean 'datasets'?" in message
+    assert "data.root" in message
+
+
+def test_missing_split_names_what_is_there(make_camvid: Make) -> None:
+    root = make_camvid()
+    (root / "valannot").rename(root / "val_annot")
+    message = refused("camvid", root)
+    assert str(root / "valannot") in message
+    assert "Did you mean 'val_annot'?" in message
+
+
+def test_root_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not a directory" in refused("camvid", tmp_path / "file")
+
+
+@pytest.mark.parametrize("key", ["images", "masks", "val_images", "val_masks"])
+def test_folder_names_the_key_of_a_missing_directory(key: str, make_folder: Make) -> None:
+    assert f"data.{key}" in refused("folder", make_folder(), **{key: "nowhere"})
+
+
+@pytest.mark.parametrize("dataset", ["camvid", "cityscapes", "folder"])
+def test_empty_data_set(dataset: str, tmp_path: Path) -> None:
+    for name in ("train", "trainannot", "val", "valannot", "images", "masks", "val_images", "val_masks",
+                 *(f"{top}/{split}/ulm" for top in ("leftImg8bit", "gtFine") for split in ("train", "val"))):
+        (tmp_path / name).mkdir(parents=True)
+    assert "holds no images" in refused(dataset, tmp_path)
+
+
+@pytest.mark.parametrize(("dataset", "image", "mask"), [
+    ("camvid", "train/seq_00001.png", "trainannot/seq_00001.png"),
+    ("camvid", "val/seq_00001.png", "valannot/seq_00001.png"),
+    ("cityscapes", "leftImg8bit/train/bonn/bonn_000001_000019_leftImg8bit.png",
+     "gtFine/train/bonn/bonn_000001_000019_gtFine_labelIds.png"),
+    ("folder", "images/img1.png", "masks/img1.png"),
+    ("folder", "val_images/img1.png", "val_masks/img1.png"),
+])
+def test_image_without_mask_and_mask_without_image(dataset: str, image: str, mask: str,
+                                                   request: pytest.FixtureRequest) -> None:
+    root = request.getfixturevalue(f"make_{dataset}")()
+    (root / mask).rename(root / "kept")
+    message = refused(dataset, root)
+    assert f"{root / image} has no mask: expected {root / mask}." in message
+    (root / "kept").rename(root / mask)
+    (root / image).unlink()
+    assert f"{root / mask} is a mask without image" in refused(dataset, root)
+
+
+def test_folder_refuses_two_images_of_one_stem(make_folder: Make) -> None:
+    root = make_folder()
+    shutil.copy(root / "images" / "img0.png", root / "images" / "img0.bmp")
+    assert "have the same stem 'img0'" in refused("folder", root)
+
+
+def test_folder_refuses_impossible_combinations(make_folder: Make) -> None:
+    root = make_folder()
+    assert "data.val_masks is null" in refused("folder", root, val_masks=None)
+    assert "2 names, 1 of them different" in refused("folder", root, class_names=["road", "road"])
+    assert "give 1 to 254" in refused("folder", root, class_names=[f"c{i}" for i in range(255)])
+
+
+# --- reading one file: images -----------------------------------------------------------------------------------------
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def saved(image: Image.Image, path: Path, form: str = "PNG", **options: object) -> Path:
+    image.save(path, form, **options)
+    return path
+
+
+def test_rgb_is_read_to_the_byte(tmp_path: Path) -> None:
+    for form in ("PNG", "BMP", "TIFF"):
+        np.testing.assert_array_equal(read_image(saved(Image.fromarray(RGB), tmp_path / "x", form)), RGB)
+    lossless = saved(Image.fromarray(RGB), tmp_path / "x.webp", "WEBP", lossless=True)
+    np.testing.assert_array_equal(read_image(lossless), RGB)
+
+
+def test_stated_conversions(tmp_path: Path) -> None:
+    grey, alpha = RGB[..., 0], RGB[..., 1:2]
+    repeated = np.repeat(grey[..., None], 3, 2)
+    png = tmp_path / "x.png"
+    np.testing.assert_array_equal(read_image(saved(Image.fromarray(grey), png)), repeated)
+    np.testing.assert_array_equal(read_image(saved(Image.fromarray(np.dstack([RGB, alpha])), png)), RGB)
+    np.testing.assert_array_equal(read_image(saved(Image.fromarray(np.dstack([grey, alpha])), png)), repeated)
+    bits = Image.fromarray(grey > 128)
+    np.testing.assert_array_equal(read_image(saved(bits, png)), np.where(grey > 128, 255, 0)[..., None].repeat(3, 2))
+    palette = Image.fromarray(grey % 5)
+    palette.putpalette(RGB.tobytes())
+    colours = RGB.reshape(-1, 3)[grey % 5]
+    np.testing.assert_array_equal(read_image(saved(palette, png)), colours)
+    np.testing.assert_array_equal(read_image(saved(palette, png, transparency=2)), colours)
+
+
+def test_a_jpeg_named_png_is_read_as_the_jpeg_it_is(tmp_path: Path) -> None:
+    jpeg = saved(Image.fromarray(RGB), tmp_path / "x.jpg", "JPEG", quality=90)
+    renamed = shutil.copy(jpeg, tmp_path / "y.png")
+    np.testing.assert_array_equal(read_image(renamed), np.array(Image.open(jpeg)))
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90° to the right
+    path = saved(Image.fromarray(RGB), tmp_path / "x.png", exif=exif)
+    np.testing.assert_array_equal(read_image(path), np.rot90(RGB, -1))
+
+
+def _png16(colour_type: int, channels: int) -> bytes:
+    """A 16-bit PNG of 4 × 4 pixels, which Pillow cannot write in colour."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\0" + bytes(range(4 * channels * 2))
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, colour_type, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(row * 4)) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["L", "RGB", "LA", "RGBA"])
+def test_16_bit_images_are_refused(colour_type: int, channels: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(_png16(colour_type, channels))
+    with pytest.raises(InputError, match=r"more than 8 bits per channel.*Images must have 8"):
+        read_image(path)
+    with pytest.raises(InputError, match="Masks must be PNG files with one 8-bit channel"):
+        read_mask(path)
+
+
+def test_float_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="more than 8 bits"):
+        read_image(saved(Image.fromarray(np.ones((4, 4), np.float32)), tmp_path / "x.tif", "TIFF"))
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_unreadable_files_are_named(read: Callable[[Path], np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+
+    def message() -> str:
+        with pytest.raises(InputError) as caught:
+            read(path)
+        assert str(caught.value).startswith(str(path))
+        return str(caught.value)
+
+    assert "does not exist" in message()
+    path.write_bytes(b"")
+    assert "empty (0 bytes)" in message()
+    path.write_bytes(b"hello, this is no image")
+    assert "not an image that can be read" in message()
+    content = saved(Image.fromarray(RGB[..., 0]), path).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "truncated" in message()
+    path.unlink()
+    path.mkdir()
+    assert "cannot be read" in message()
+
+
+def test_truncated_jpeg_and_bmp_are_refused(tmp_path: Path) -> None:
+    for form in ("JPEG", "BMP", "TIFF", "WEBP"):
+        path = saved(Image.fromarray(np.kron(RGB, np.ones((20, 20, 1), np.uint8))), tmp_path / "x", form)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(InputError, match=r"damaged|not an image"):
+            read_image(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_changed_byte_in_a_png_never_changes_a_pixel(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+                                                       ) -> None:
+    """Pillow does not check the checksums of pixel data; `read_image` does."""
+    buffer = io.BytesIO()
+    Image.fromarray(RGB).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path_factory.getbasetemp() / "changed.png"
+    path.write_bytes(content)
+    try:
+        pixels = read_image(path)
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017 - either outcome is right
+    else:
+        np.testing.assert_array_equal(pixels, RGB)
+
+
+# --- reading one file: masks ------------------------------------------------------------------------------------------
+
+
+def test_masks_are_ids_whether_grey_or_palette(tmp_path: Path) -> None:
+    ids = RGB[..., 0] % 12
+    np.testing.assert_array_equal(read_mask(saved(Image.fromarray(ids), tmp_path / "l.png")), ids)
+    for colours in (256, 12):  # 12 colours are packed into 4 bits per pixel
+        palette = Image.fromarray(ids)
+        palette.putpalette(np.random.default_rng(1).integers(0, 256, colours * 3, np.uint8).tobytes())
+        np.testing.assert_array_equal(read_mask(saved(palette, tmp_path / "p.png")), ids)
+
+
+@pytest.mark.parametrize(("image", "form", "message"), [
+    (Image.fromarray(RGB), "PNG", "holds colours.*write each pixel's class id"),
+    (Image.fromarray(np.dstack([RGB, RGB[..., :1]])), "PNG", "holds colours"),
+    (Image.fromarray(RGB[..., :2].copy(), "LA"), "PNG", "holds colours"),
+    (Image.fromarray(RGB[..., 0].astype(np.uint16)), "PNG", "more than 8 bits"),
+    (Image.fromarray(RGB[..., 0] > 9), "PNG", "fewer than 8 bits"),
+    (Image.fromarray(RGB[..., 0]), "JPEG", "JPEG file.*Masks must be PNG"),
+    (Image.fromarray(RGB[..., 0]), "BMP", "BMP file.*Masks must be PNG"),
+], ids=["RGB", "RGBA", "LA", "16-bit", "1-bit", "JPEG", "BMP"])
+def test_what_is_no_mask_is_refused(image: Image.Image, form: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_mask(saved(image, tmp_path / "x.png", form))
+
+
+def test_masks_of_2_and_4_bit_grey_are_refused_because_pillow_stretches_them(tmp_path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    for depth in (2, 4):
+        path = tmp_path / f"{depth}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 1, depth, 0, 0, 0, 0))
+                         + chunk(b"IDAT", zlib.compress(b"\0" + b"\x1b" * depth)) + chunk(b"IEND", b""))
+        with pytest.raises(InputError, match="fewer than 8 bits"):
+            read_mask(path)
