@@ -58,8 +58,8 @@ def patch_entropy(
     """Uncertainty of every patch of a batch of images, summed over the patch's pixels.
 
     Bilinear upsampling of the logits to `size`, softmax over the classes, the score of every pixel (for the entropy:
-    equation 1 of the paper) and its sum per patch happen in one pass: neither the upsampled logits nor, unless asked for,
-    the per-pixel scores are ever stored.
+    equation 1 of the paper) and its sum per patch happen in one pass: neither the upsampled logits nor, unless asked
+    for, the per-pixel scores are ever stored.
 
     Parameters
     ----------
@@ -73,9 +73,9 @@ def patch_entropy(
         Every patch has H // rows x W // cols pixels, and patch (r, c) begins at multiples of that. The remaining bottom
         rows (at most rows - 1) and right columns (at most cols - 1) belong to no patch.
     score : str
-        Per pixel, with class probabilities p1 >= p2 >= ...: ``"entropy"``, -sum p log p in nats; ``"least_confidence"``,
-        1 - p1; ``"margin"``, 1 - (p1 - p2); ``"confidence"``, p1. In the first three, higher is more uncertain. All are
-        summed over the patch: divide by (H // rows) * (W // cols) for the mean.
+        Per pixel, with class probabilities p1 >= p2 >= ...: ``"entropy"``, -sum p log p in nats;
+        ``"least_confidence"``, 1 - p1; ``"margin"``, 1 - (p1 - p2); ``"confidence"``, p1. In the first three, higher is
+        more uncertain. All are summed over the patch: divide by (H // rows) * (W // cols) for the mean.
     align_corners : bool
         As in ``interpolate``.
     return_map : bool
@@ -86,8 +86,8 @@ def patch_entropy(
     Returns
     -------
     sums : Tensor [B, rows, cols], float32
-        Accumulated in float32 along a row of pixels and in float64 over the rows, in an order that depends on the shapes
-        alone: repeated calls agree bit for bit. Not differentiable.
+        Accumulated in float32 along a row of pixels and in float64 over the rows, in an order that depends on the
+        shapes alone: repeated calls agree bit for bit. Not differentiable.
     map : Tensor [B, H, W], float32
         Only with `return_map`.
 
@@ -100,7 +100,9 @@ def patch_entropy(
     H, W = _pair("size", "(height, width) of the image in pixels", size)
     rows, cols = _pair("grid", "(rows, columns) of patches", grid)
     if rows > H or cols > W:
-        raise ValueError(f"grid {rows} x {cols} on an image of {H} x {W} pixels: a patch needs a pixel; use fewer patches")
+        raise ValueError(
+            f"grid {rows} x {cols} on an image of {H} x {W} pixels: a patch needs a pixel; use fewer patches"
+        )
     if score not in SCORES:
         raise ValueError(f"score {score!r}: choose one of {', '.join(SCORES)}")
     if out is None:
@@ -122,7 +124,9 @@ def _check_logits(logits: Any) -> int:
     if not isinstance(logits, Tensor):
         raise TypeError(f"logits are a {type(logits).__name__}: give a torch.Tensor [batch, classes, height, width]")
     if logits.ndim != 4 or 0 in logits.shape[2:]:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}: give [batch, classes, height, width], none of them empty")
+        raise ValueError(
+            f"logits have shape {tuple(logits.shape)}: give [batch, classes, height, width], none of them empty"
+        )
     if not 2 <= logits.shape[1] <= MAX_CLASSES:
         raise ValueError(f"logits have {logits.shape[1]} classes (dimension 1): 2 to {MAX_CLASSES} are supported")
     if logits.dtype not in DTYPES:
@@ -134,7 +138,11 @@ def _check_logits(logits: Any) -> int:
 
 def _pair(name: str, meaning: str, value: Any) -> tuple[int, int]:
     """Value as two positive ints."""
-    if not isinstance(value, (tuple, list, torch.Size)) or len(value) != 2 or not all(isinstance(v, int) for v in value):
+    if (
+        not isinstance(value, (tuple, list, torch.Size))
+        or len(value) != 2
+        or not all(isinstance(v, int) for v in value)
+    ):
         raise TypeError(f"{name} is {value!r}: give two integers, {meaning}")
     if min(value) < 1:
         raise ValueError(f"{name} is {tuple(value)}: both of {meaning} must be at least 1")

@@ -7,8 +7,10 @@ How it is organised, and why:
 * Inside a band, tiles of TILE pixels: every inner loop runs over the TILE pixels of one class (class-outer), has a
   constant trip count and no branch, so LLVM vectorises it without a remainder, and a tile stays in the L1 cache.
 * PyPI's numba has no SVML, where ``math.exp`` is a scalar call. `_exp` is a polynomial, see its error bound.
-* The running maximum pushes the loser of each comparison into the next row of a buffer, so that the largest logit, whose
-  exponential is exactly 1, is not among the C - 1 that remain. It saves one exponential of C and keeps 1 - p1 exact.
+* The running maximum pushes the loser of each comparison into the next row of a buffer, so that the largest logit,
+  whose exponential is exactly 1, is not among the C - 1 that remain. That saves one exponential and keeps 1 - p1 exact.
+* Interpolating in float32 is off by about 1e-7 of the largest logit, and that, as an absolute error of the differences
+  between classes, is the relative error of a small entropy. Beyond FLOAT32_LIMIT a band is interpolated in float64.
 * Sums: float32 over a patch's part of one row, float64 over the rows, in an order that depends on the shape alone. So
   the result does not depend, bit for bit, on the number of threads.
 * float16 and bfloat16 logits are read as bit patterns and widened a row at a time.
@@ -22,18 +24,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange, set_num_threads
+from llvmlite import ir
+from numba import get_num_threads, njit, prange, set_num_threads, types
 from numba.core.config import NUMBA_NUM_THREADS
+from numba.extending import intrinsic
 from torch import Tensor
 
-from .reference import SCORES, taps
+from .reference import FLOAT32_LIMIT, SCORES, taps
 
 TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
 COPY, CELLS, GATHER = 0, 1, 2  # how a row is upsampled: not at all; cell by cell; pixel by pixel (any ratio)
 RUN = 8  # pixels written per low-resolution cell, of which the next cells overwrite the excess
+BANDS = 8  # bands per work item, which share the rows between them
 _BAND_ROWS = 8  # a band has at most that many rows, so that a huge upsampling still has work for every thread
 EXP_MAX_REL_ERROR = 4e-7  # of `_exp` on [-87.3, 0]; below -88.03 it is exactly 0
-_CONTRACT = {"contract"}  # fused multiply-add only: NaN and infinity keep their meaning
+_FAST: dict[str, Any] = {
+    "fastmath": {"contract"},  # fused multiply-add only: NaN and infinity keep their meaning
+    "error_model": "numpy",  # a division that raises is not vectorised
+}
 
 
 @njit
@@ -48,12 +56,12 @@ def _float(bits):  # type: ignore[no-untyped-def]
     return np.uint32(bits).view(np.float32)
 
 
-@njit(fastmath=_CONTRACT)
+@njit(**_FAST)
 def _exp(x):  # type: ignore[no-untyped-def]
     """e^x for float32 x <= 0, relative error <= EXP_MAX_REL_ERROR, 0 below -88.03, NaN for NaN.
 
-    x = n log 2 + r with integer n and |r| <= log(2)/2; e^r is a polynomial (minimax fit, 1.1e-7). Adding 1.5 * 2^23 + 127
-    rounds to an integer and leaves n + 127 in the low bits of the sum: shifted by 23, they are the float 2^n.
+    x = n log 2 + r with integer n and |r| <= log(2)/2; e^r is a polynomial (minimax fit, 1.1e-7). Adding 1.5 * 2^23 +
+    127 rounds to an integer and leaves n + 127 in the low bits of the sum: shifted by 23, they are the float 2^n.
     """
     x = np.float32(-88.02969) if x < np.float32(-88.02969) else x  # n = -127, whose 2^n comes out as 0
     t = x * np.float32(1.44269504) + np.float32(12583039.0)
@@ -67,7 +75,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return p * _float(_bits(t) << 23)
 
 
-@njit(fastmath=_CONTRACT)
+@njit(**_FAST)
 def _log1p(s):  # type: ignore[no-untyped-def]
     """log(1 + s) for float32 s >= 0, relative error <= 3e-7, also for tiny s; NaN for NaN.
 
@@ -83,10 +91,39 @@ def _log1p(s):  # type: ignore[no-untyped-def]
     p = p * q + np.float32(0.4)
     p = p * q + np.float32(0.6666667)
     p = p * q + np.float32(2.0)
-    return p * z + np.float32(k) * np.float32(0.69314718)
+    return p * z + np.float32(np.int32(k)) * np.float32(0.69314718)
 
 
-@njit(fastmath=_CONTRACT)
+@intrinsic
+def _write_run(typingctx, line, at, weights, begin, left, step):  # type: ignore[no-untyped-def]
+    """line[at : at + RUN] = left + weights[begin : begin + RUN] * step, as one vector operation.
+
+    In plain numba this is RUN scalar operations, because line and weights might overlap.
+    """
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        element = context.get_value_type(line.dtype)
+        vector = ir.VectorType(element, RUN)
+
+        def pointer(array_type, array, index):  # type: ignore[no-untyped-def]
+            data = context.make_array(array_type)(context, builder, array).data
+            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
+
+        def splat(value):  # type: ignore[no-untyped-def]
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), RUN), [0] * RUN)
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+        weight = builder.load(pointer(weights, args[2], args[3]), align=line.dtype.bitwidth // 8)
+        product = builder.fmul(weight, splat(args[5]), flags=("contract",))
+        value = builder.fadd(splat(args[4]), product, flags=("contract",))
+        builder.store(value, pointer(line, args[0], args[1]), align=line.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(line, types.intp, weights, types.intp, line.dtype, line.dtype), codegen
+
+
+@njit(**_FAST)
 def _widen(f32, bits, kind, b, c, y, first, n, row):  # type: ignore[no-untyped-def]
     """Copy logits[b, c, y, first : first + n] to the float32 buffer row."""
     if kind == 0:
@@ -105,28 +142,31 @@ def _widen(f32, bits, kind, b, c, y, first, n, row):  # type: ignore[no-untyped-
             row[x] = _float(_bits(value) | ((u & 0x8000) << 16))
 
 
-@njit(fastmath=_CONTRACT)
+@njit(**_FAST)
 def _expand(row, mode, first, last, x0, x1, wx, start, xs, line):  # type: ignore[no-untyped-def]
     """Interpolate the low-resolution row, whose columns first to last are given, to the TILE pixels from xs on."""
     if mode == COPY:
         for k in range(TILE):
             line[k] = row[k]
     elif mode == CELLS:
-        for cell in range(x0[xs], x0[xs + TILE - 1] + 1):
+        left = row[0]
+        for cell in range(first, x0[xs + TILE - 1] + 1):
+            right = row[min(cell + 1, last) - first]
             at = max(start[cell] - xs, 0)
-            left = row[cell - first]
-            step = row[min(cell + 1, last) - first] - left
-            for k in range(RUN):
-                line[at + k] = left + wx[xs + at + k] * step
+            _write_run(line, at, wx, xs + at, left, right - left)
+            left = right
     else:
         for k in range(TILE):
             left = row[x0[xs + k] - first]
             line[k] = left + wx[xs + k] * (row[x1[xs + k] - first] - left)
 
 
-@njit(fastmath=_CONTRACT)
+@njit(**_FAST)
 def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-untyped-def]
-    """Score of TILE pixels, whose logits are top + weight * dif ([C, TILE] each), into line[:TILE]."""
+    """Score of TILE pixels, whose logits are top + weight * dif ([C, TILE] each), into line[:TILE].
+
+    top, dif, weight, m and lose [C, TILE] are all float32 or all float64; the others are float32.
+    """
     C = top.shape[0]
     for k in range(TILE):
         m[k] = top[0, k] + weight * dif[0, k]
@@ -142,7 +182,7 @@ def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-unty
     if score == 0:
         for c in range(C - 1):
             for k in range(TILE):
-                d = lose[c, k] - m[k]
+                d = np.float32(lose[c, k] - m[k])
                 e = _exp(d)
                 S[k] += e
                 T[k] += d * e
@@ -151,7 +191,7 @@ def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-unty
         return
     for c in range(C - 1):
         for k in range(TILE):
-            e = _exp(lose[c, k] - m[k])
+            e = _exp(np.float32(lose[c, k] - m[k]))
             S[k] += e
             T[k] = e if e > T[k] else T[k]  # the second largest class, relative to the largest
     constant = np.float32(1.0) if score == 3 else np.float32(0.0)
@@ -170,60 +210,103 @@ def _sum(line, first, last):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(fastmath=_CONTRACT)
-def _band(f32, bits, kind, score, b, ya, yb, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
-    """Rows ya to yb of image b; the arguments are those of `_scores`."""
+@njit(fastmath=True)
+def _absmax(row, n):  # type: ignore[no-untyped-def]
+    largest = np.float32(0.0)
+    for x in range(n):
+        magnitude = abs(row[x])
+        largest = magnitude if magnitude > largest else largest
+    return largest
+
+
+@njit(**_FAST)
+def _needs_float64(f32, bits, kind, b, ya, yb):  # type: ignore[no-untyped-def]
+    """Whether a logit of the rows ya to yb is beyond FLOAT32_LIMIT; NaN is not."""
     C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])  # one of them is empty
-    top, dif = np.zeros((C, TILE + RUN), np.float32), np.zeros((C, TILE + RUN), np.float32)
-    lose = np.empty((C, TILE), np.float32)
-    m, S, T = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    row, line = np.zeros(w + TILE, np.float32), np.zeros(TILE + RUN, np.float32)
-    row_sums[b, ya:yb] = 0
+    row = np.empty(w, np.float32)
+    for y in range(ya, yb + 1):
+        for c in range(C):
+            _widen(f32, bits, kind, b, c, y, 0, w, row)
+            if _absmax(row, w) > FLOAT32_LIMIT:
+                return True
+    return False
+
+
+@njit(**_FAST)
+def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+    """The given bands of image b; the arguments are those of `_scores`, interpolation is in the dtype of wy and wx."""
+    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])
+    top, bottom = np.zeros((C, TILE + RUN), wx.dtype), np.zeros((C, TILE + RUN), wx.dtype)
+    dif, lose = np.zeros((C, TILE), wx.dtype), np.empty((C, TILE), wx.dtype)
+    m, row = np.empty(TILE, wx.dtype), np.zeros(w + TILE, wx.dtype)
+    S, T, line = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    row_sums[b, bands[0] : bands[-1]] = 0
     for xs in range(0, x0.size - RUN, TILE):
         first, last = x0[xs], x1[xs + TILE - 1]
-        for c in range(C):
-            _widen(f32, bits, kind, b, c, y0[ya], first, last - first + 1, row)
-            _expand(row, mode, first, last, x0, x1, wx, start, xs, top[c])
-            if y1[ya] != y0[ya]:  # else dif stays 0
-                _widen(f32, bits, kind, b, c, y1[ya], first, last - first + 1, row)
-                _expand(row, mode, first, last, x0, x1, wx, start, xs, line)
-                for k in range(TILE):
-                    dif[c, k] = line[k] - top[c, k]
-        for y in range(ya, yb):
-            _tile(top, dif, wy[y], score, m, lose, S, T, line)
-            if pixels.size:
-                n = min(TILE, W - xs)
-                for k in range(n):
-                    pixels[b, y, xs + k] = line[k]
-            first_col, last_col = xs // patch_w, min((xs + TILE - 1) // patch_w, cols - 1)
-            for col in range(first_col, last_col + 1):
-                row_sums[b, y, col] += _sum(line, max(col * patch_w - xs, 0), min((col + 1) * patch_w - xs, TILE))
+        first_col, last_col = xs // patch_w, min((xs + TILE - 1) // patch_w, cols - 1)
+        lower = -1  # the low-resolution row that bottom holds
+        for band in range(bands.size - 1):
+            ya, yb = bands[band], bands[band + 1]
+            for c in range(C):
+                if y0[ya] == lower:
+                    for k in range(TILE):
+                        top[c, k] = bottom[c, k]
+                else:
+                    _widen(f32, bits, kind, b, c, y0[ya], first, last - first + 1, row)
+                    _expand(row, mode, first, last, x0, x1, wx, start, xs, top[c])
+                if y1[ya] != y0[ya]:
+                    _widen(f32, bits, kind, b, c, y1[ya], first, last - first + 1, row)
+                    _expand(row, mode, first, last, x0, x1, wx, start, xs, bottom[c])
+                    for k in range(TILE):
+                        dif[c, k] = bottom[c, k] - top[c, k]
+                else:  # the last row, or no upsampling
+                    for k in range(TILE):
+                        dif[c, k] = 0
+            if y1[ya] != y0[ya]:
+                lower = y1[ya]
+            for y in range(ya, yb):
+                _tile(top, dif, wy[y], score, m, lose, S, T, line)
+                if pixels.size:
+                    n = min(TILE, W - xs)
+                    for k in range(n):
+                        pixels[b, y, xs + k] = line[k]
+                for col in range(first_col, last_col + 1):
+                    row_sums[b, y, col] += _sum(line, max(col * patch_w - xs, 0), min((col + 1) * patch_w - xs, TILE))
 
 
-def _scores(f32, bits, kind, score, bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+def _scores(  # type: ignore[no-untyped-def]
+    f32, bits, kind, score, bands, y0, y1, wy, mode, x0, x1, wx, start, wy64, wx64, patch_w, cols, W, row_sums, pixels
+):
     """All bands of all images, in parallel.
 
     f32 float32 [B, C, h, w] or bits uint16 [B, C, h, w], chosen by kind (0 float32, 1 bfloat16, 2 float16); bands int64
-    [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and wy float32 [rows], the rows' taps; x0, x1 int64 and
-    wx float32, the columns' taps, padded to a multiple of TILE and RUN more; start int64 [w], the first pixel of a cell;
-    row_sums float32 [B, rows, cols] is written, and so is pixels float32 [B, rows, W] unless it is empty.
+    [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and wy float32 [rows], the rows' taps; x0, x1 int64
+    and wx float32, the columns' taps, padded to a multiple of TILE and RUN more; start int64 [w], the first pixel of a
+    cell; wy64, wx64 the weights in float64; row_sums float32 [B, rows, cols] is written, and so is pixels float32
+    [B, rows, W] unless it is empty.
     """
-    n_bands = bands.size - 1
-    for item in prange(row_sums.shape[0] * n_bands):
-        b, band = item // n_bands, item % n_bands
-        _band(f32, bits, kind, score, b, bands[band], bands[band + 1], y0, y1, wy, mode, x0, x1, wx, start,
-              patch_w, cols, W, row_sums, pixels)  # fmt: skip
+    n_items = (bands.size - 2) // BANDS + 1
+    for item in prange(row_sums.shape[0] * n_items):
+        b, at = item // n_items, item % n_items * BANDS
+        some = bands[at : at + BANDS + 1]
+        if mode != COPY and _needs_float64(f32, bits, kind, b, y0[some[0]], y1[some[-1] - 1]):
+            _bands(f32, bits, kind, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start,
+                   patch_w, cols, W, row_sums, pixels)  # fmt: skip
+        else:
+            _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start,
+                   patch_w, cols, W, row_sums, pixels)  # fmt: skip
 
 
 _SIGNATURE = (
     "void(float32[:,:,:,:], uint16[:,:,:,:], int64, int64, int64[::1], int64[::1], int64[::1], float32[::1], int64, "
-    "int64[::1], int64[::1], float32[::1], int64[::1], int64, int64, int64, float32[:,:,::1], float32[:,:,::1])"
+    "int64[::1], int64[::1], float32[::1], int64[::1], float64[::1], float64[::1], int64, int64, int64, "
+    "float32[:,:,::1], float32[:,:,::1])"
 )
 
 
 @cache
 def kernel() -> Any:
-    """The compiled numba dispatcher; the first call in a process loads it from numba's cache, or compiles it (seconds)."""
+    """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
     try:
         return njit(_SIGNATURE, parallel=True, cache=True)(_scores)
     except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
@@ -234,7 +317,7 @@ def kernel() -> Any:
 
 @lru_cache(maxsize=32)
 def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tuple[np.ndarray | int, ...]:
-    """Arguments of the kernel that depend on the shape alone: bands, y0, y1, wy, mode, x0, x1, wx, start."""
+    """The kernel's arguments that depend on the shape alone: bands, y0, y1, wy, mode, x0, x1, wx, start, wy64, wx64."""
     if (h, w) == (H, W):
         mode, y0, x0 = COPY, np.arange(H), np.arange(W)
         y1, wy, x1, wx = y0, np.zeros(H), x0, np.zeros(W)
@@ -251,10 +334,13 @@ def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tupl
     pad = (0, -W % TILE + RUN)
     start = np.searchsorted(x0, np.arange(w))
     x0, x1, wx = (np.pad(t, pad, mode="edge") for t in (x0, x1, wx))
-    return (np.array([*begins, rows]), y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start)
+    bands = np.array([*begins, rows])
+    return bands, y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start, wy, wx
 
 
-def patch_entropy(logits: Tensor, sums: Tensor, pixels: Tensor | None, size: tuple[int, int], score: str, align: bool) -> None:
+def patch_entropy(
+    logits: Tensor, sums: Tensor, pixels: Tensor | None, size: tuple[int, int], score: str, align_corners: bool
+) -> None:
     """Fill sums [B, rows, cols] and, if given, pixels [B, H, W] (float32, contiguous, CPU) from logits [B, C, h, w].
 
     Uses as many threads as torch does (``torch.set_num_threads``). The arguments are checked by the caller.
@@ -264,20 +350,19 @@ def patch_entropy(logits: Tensor, sums: Tensor, pixels: Tensor | None, size: tup
     used = H if pixels is not None else rows * patch_h  # rows below the last patch matter to the map alone
     if not B:
         return
-    none = np.empty((0, 0, 0, 0), np.uint16)
-    raw = logits.detach()
-    if raw.dtype == torch.float32:
-        kind, f32, bits = 0, raw.numpy(), none
+    f32, bits, kind = np.empty((0, 0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.uint16), 0
+    if logits.dtype == torch.float32:
+        f32 = logits.numpy()
     else:
-        kind, f32, bits = 1 + (raw.dtype == torch.float16), none.astype(np.float32), raw.view(torch.uint16).numpy()
+        kind, bits = 1 + (logits.dtype == torch.float16), logits.view(torch.uint16).numpy()
     row_sums = np.empty((B, used, cols), np.float32)
     out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
-    bands, y0, y1, wy, mode, x0, x1, wx, start = plan(h, w, H, W, used, align)
+    shape_arguments = plan(h, w, H, W, used, align_corners)
     run = kernel()
     before = get_num_threads()
     set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
     try:
-        run(f32, bits, kind, SCORES.index(score), bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, out)
+        run(f32, bits, kind, SCORES.index(score), *shape_arguments, patch_w, cols, W, row_sums, out)
     finally:
         set_num_threads(before)
     per_row = row_sums[:, : rows * patch_h].reshape(B, rows, patch_h, cols)

@@ -1,8 +1,8 @@
 """The custom operator ``meal_gpu::patch_entropy_out``, with its CPU, CUDA and fake implementations.
 
-One operator that writes into buffers serves eager code, `torch.compile`, `FakeTensorMode` and callers who bring their own
-buffers. The implementations are imported when a tensor of their device first arrives: numba takes a second to import,
-and CuPy may not be installed.
+One operator that writes into buffers serves eager code, `torch.compile`, `FakeTensorMode` and callers who bring their
+own buffers. The implementations are imported when a tensor of their device first arrives: numba takes a second to
+import, and CuPy may not be installed.
 """
 
 import torch
