@@ -1,0 +1,126 @@
+"""What this machine can do and what a run will use: the only place that probes hardware."""
+
+import importlib.metadata
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .config import Config
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The choices of a run, each with the reason for it."""
+
+    device: torch.device
+    device_reason: str
+    dtype: torch.dtype
+    """Autocast dtype of the network; float32 means no autocast."""
+    dtype_reason: str
+    umap: str
+    umap_reason: str
+    budget_bytes: int
+    """Device memory that the pool and the feature cache may take."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def choices(self) -> dict[str, str]:
+        """What was chosen and why, for people."""
+        name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[self.dtype]
+        return {
+            "device": f"{self.device.type} ({self.device_reason})",
+            "precision": f"{name} ({self.dtype_reason})",
+            "umap": f"{self.umap} ({self.umap_reason})",
+            "memory budget": f"{self.budget_bytes / 1e9:.1f} GB for the resident pool and the feature cache",
+        }
+
+
+def resolve(config: Config) -> Backend:
+    """Choose device, precision and backends.
+
+    Raises `InputError` for an explicit choice that this machine does not have.
+    """
+    device, device_reason = _device(config.device)
+    dtype, dtype_reason = _dtype(config.model.precision, device)
+    if config.umap.backend == "cuml":
+        raise InputError("umap.backend is 'cuml': this version embeds with umap-learn on the CPU. "
+                         "Use umap.backend: auto or umap-learn.")
+    umap_reason = "asked for" if config.umap.backend == "umap-learn" else "the one backend of this version"
+    if config.data.budget_gb is not None:
+        budget = int(config.data.budget_gb * 1e9)
+    else:
+        budget = _free_bytes(device) // 2
+    return Backend(device, device_reason, dtype, dtype_reason, "umap-learn", umap_reason, budget)
+
+
+def machine() -> dict[str, object]:
+    """The machine card that goes into ``environment.json`` and benchmark results."""
+    packages = ("torch", "timm", "numba", "umap-learn", "scikit-learn", "numpy")
+    card: dict[str, object] = {
+        "meal_gpu": importlib.metadata.version("meal-gpu"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(_total_host_bytes() / 1e9, 1),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+    if torch.cuda.is_available():
+        card["gpu"] = torch.cuda.get_device_name()
+        card["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
+        card["cuda"] = torch.version.cuda
+    return card
+
+
+def _device(wanted: str) -> tuple[torch.device, str]:
+    if wanted == "cpu":
+        return torch.device("cpu"), "asked for"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), "asked for" if wanted == "cuda" else f"found {torch.cuda.get_device_name()}"
+    reason = "no CUDA device is usable" if torch.version.cuda else "this torch was built without CUDA"
+    if wanted == "cuda":
+        raise InputError(f"device is 'cuda', but {reason}. Use device: cpu or auto, or install an NVIDIA driver and "
+                         "see what `meal-gpu info` finds.")
+    return torch.device("cpu"), reason
+
+
+def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if wanted != "auto":
+        return getattr(torch, wanted), "asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Absent before torch 2.10; without it float32 is chosen, which is right everywhere.
+        flags = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+    if native:
+        return torch.bfloat16, "the processor multiplies it natively"
+    return torch.float32, "the processor has no native bfloat16"
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return _total_host_bytes() // 2
+
+
+def _total_host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

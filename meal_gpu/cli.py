@@ -1,0 +1,144 @@
+"""The command line: a verb, one config, a few overrides.
+
+Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted (and resumable).
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from .config import Config, shipped
+from .display import Display
+from .errors import InputError
+
+app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
+                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console()
+errors = Console(stderr=True)
+
+CONFIG_HELP = f"A YAML file, or one that ships with meal-gpu: {', '.join(shipped())}."
+SetOption = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Override a key of the config, for example train.epochs=10. Repeatable.")]
+OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
+
+
+@app.command()
+def demo(out: OutOption = None, set_: SetOption = None) -> None:
+    """Run the whole loop on embedded synthetic street scenes, on the CPU, in a few minutes."""
+    _start("demo", out, set_)
+
+
+@app.command()
+def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
+        out: OutOption = None, set_: SetOption = None,
+        resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None) -> None:
+    """Run an active-learning experiment, or go on with one."""
+    if (config is None) == (resume is None):
+        raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
+    if config is not None:
+        _start(config, out, set_)
+        return
+    assert resume is not None
+    if out is not None:
+        raise InputError("--out and --resume do not go together: a resumed run stays in its directory.")
+    from . import launch
+
+    loaded = launch.load_resumed(resume, set_)
+    _watch(loaded, lambda show: launch.resume(resume, set_, show.progress, show.observe))
+
+
+@app.command()
+def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)], set_: SetOption = None,
+           verify: Annotated[bool, typer.Option("--verify", help="Also read the stores, compare checksums.")] = False,
+           ) -> None:
+    """Decode a data set once into the store (run does it by itself when needed)."""
+    from .ingest import ingest as build
+
+    loaded = Config.load(config, set_)
+    with Display(console) as show:
+        stores = build(loaded.data, show.progress)
+        for store in filter(None, (stores.train, stores.val)):
+            if verify:
+                store.verify(show.progress)
+    for store in filter(None, (stores.train, stores.val)):
+        console.print(f"{len(store.names):>7} images{', verified' if verify else ''}   {store.path}", highlight=False,
+                      soft_wrap=True)
+
+
+@app.command()
+def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+           out: Annotated[Path | None, typer.Option(help="Where to; default report.html in the first DIR.")] = None,
+           ) -> None:
+    """Summarise runs: a table here, and report.html with curves, queries and times."""
+    from .report import load_run, print_table, write_report
+
+    loaded = [load_run(directory) for directory in runs]
+    print_table(loaded, console)
+    _say_where(write_report(loaded, out or runs[0] / "report.html"))
+
+
+@app.command()
+def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
+         set_: SetOption = None) -> None:
+    """What this machine is, which backends would be used, and why."""
+    from .backend import machine, resolve
+
+    loaded = Config.load(config or {}, set_)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in {**resolve(loaded).choices(), **machine()}.items():
+        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(value)))
+    console.print(table)
+
+
+def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
+    from . import launch
+
+    loaded = Config.load(config, overrides)
+    directory = out or launch.default_directory(loaded)
+    console.print(f"[bold]{config}[/] → {directory}", highlight=False, soft_wrap=True)
+    _watch(loaded, lambda show: launch.run(loaded, directory, show.progress, show.observe))
+
+
+def _watch(config: Config, work: Callable[[Display], Path]) -> None:
+    """Show a run as it goes, then its summary and where its report is."""
+    from .oracle import LabelsMissingError
+    from .report import load_run, print_table
+
+    try:
+        with Display(console, config) as show:
+            directory = work(show)
+    except LabelsMissingError as waiting:
+        console.print(f"Waiting for labels: {waiting}.\nThe patches are in {waiting.directory.parent / 'images'}, "
+                      "query.json beside them says where each one lies.\nWhen the masks are there: "
+                      f"meal-gpu run --resume {waiting.directory.parents[3]}", highlight=False, soft_wrap=True)
+        return
+    print_table([load_run(directory)], console)
+    _say_where(directory / "report.html")
+
+
+def _say_where(file: Path) -> None:
+    console.print(f"report: {file}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of ``meal-gpu``."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s",
+                        handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=False)])
+    logging.getLogger("meal_gpu").setLevel(logging.INFO)
+    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier's weights, which are not used
+    try:
+        app()
+    except InputError as error:
+        errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("Interrupted. Finished rounds are kept: meal-gpu run --resume DIR goes on.", highlight=False)
+        sys.exit(130)

@@ -1,0 +1,183 @@
+"""An experiment made ready: data, device, networks and constants that all of its seeds and rounds share."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .backend import Backend, resolve
+from .config import Config
+from .datasets import cache_dir
+from .embed import Embedding, fit, fit_cached
+from .errors import InputError
+from .features import Features, batch_size, cache_bytes
+from .grid import Grid
+from .ingest import Stores, ingest
+from .model import DeepLabV3Plus
+from .pool import Frames, Pool, as_tensor
+from .randomness import derive
+from .select import Strategy, find_strategy
+from .timing import Progress, no_progress
+
+
+@dataclass
+class Experiment:
+    """See `prepare`, which makes one."""
+
+    config: Config
+    backend: Backend
+    stores: Stores
+    strategy: Strategy
+    images: Tensor
+    """uint8 ``[N, H, W, 3]``, where ``placement`` put them."""
+    placement: str
+    """``resident`` or ``streamed``"""
+    pretrained: DeepLabV3Plus
+    """A network with the pretrained backbone; its head is never used."""
+    frozen_features: Features | None
+    """Of the pool, where the backbone is frozen."""
+    frozen_val_features: Features | None
+    val_frames: Frames | None
+    val_masks: Frames | None
+    progress: Progress
+    _embeddings: dict[int, Embedding] = field(default_factory=dict)
+
+    @property
+    def grid(self) -> Grid:
+        return self.config.data.tiling()
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.stores.dataset.class_names)
+
+    @property
+    def frames(self) -> Frames:
+        """The pool as the network sees it."""
+        return Frames.of(self.images, self.grid, self.config.data.context, self.backend.device)
+
+    def epochs(self, k: int) -> int:
+        """Epochs of round k."""
+        train = self.config.train
+        return train.final_epochs if k == self.config.query.rounds else train.epochs
+
+    def new_pool(self) -> Pool:
+        """The pool with nothing labelled."""
+        return Pool(self.images, self.stores.train.names, self.grid, self.backend.device)
+
+    def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
+        """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
+
+        Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of both as well.
+        """
+        torch.manual_seed(derive(seed, round_, "train"))
+        model = DeepLabV3Plus(self.num_classes, self.config.model.model_copy(update={"weights": "none"}))
+        model.backbone.load_state_dict(self.pretrained.backbone.state_dict())
+        return model.to(self.backend.device)
+
+    def features(self, model: DeepLabV3Plus) -> Features:
+        """Of the pool's frames, for a network of this experiment."""
+        return self.frozen_features or Features.of(self.frames, model, self.backend, cached=False)
+
+    def val_features(self, model: DeepLabV3Plus) -> Features | None:
+        if self.val_frames is None:
+            return None
+        return self.frozen_val_features or Features.of(self.val_frames, model, self.backend, cached=False)
+
+    def embedding(self, seed: int) -> Embedding:
+        """Φ of Step 0, fitted on the pretrained vectors of the whole pool; once per seed."""
+        if seed not in self._embeddings:
+            settings = self.config.umap, derive(seed, 0, "umap") % 2**32
+            if self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
+                cache = cache_dir(self.config.data) / "embeddings"
+                self._embeddings[seed] = fit_cached(self.pretrained_vectors, *settings, cache)
+            else:
+                self._embeddings[seed] = fit(self.pretrained_vectors, *settings)
+        return self._embeddings[seed]
+
+    @cached_property
+    def pretrained_vectors(self) -> Tensor:
+        """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
+        features = self.features(self.pretrained)
+        parts = []
+        with torch.no_grad(), self.backend.autocast():
+            for index in features.frames.batches(batch_size(features.frames.grid)):
+                parts.append(features.patch_vectors(features.get(self.pretrained, index)[1]))
+                self.progress("features", int(index[-1]) + 1, features.frames.count)
+        return torch.cat(parts)
+
+
+def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
+    """Check everything that can be checked before long work, ingest what is not in the store, load the network.
+
+    Raises `InputError` for bad input of any kind.
+    """
+    strategy = find_strategy(config.query.strategy)
+    backend = resolve(config)
+    pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
+    stores = ingest(config.data, progress)
+    _check_budget(config, len(stores.train.names))
+    _check_oracle(config, stores)
+
+    grid, context = config.data.tiling(), config.data.context
+    images = as_tensor(stores.train.images)
+    budget = backend.budget_bytes
+    frozen = None
+    pool_frames = Frames.of(images, grid, context, backend.device)
+    if config.model.freeze_backbone:
+        frozen = _features(pool_frames, pretrained, backend, config, budget, "features", progress)
+        budget -= _held(frozen)
+    val_frames = val_masks = frozen_val = None
+    if stores.val is not None and stores.val.masks is not None:
+        val_frames = Frames.of(as_tensor(stores.val.images), grid, context, backend.device)
+        val_masks = Frames.of(as_tensor(stores.val.masks), grid, context, backend.device)
+        if config.model.freeze_backbone:
+            frozen_val = _features(val_frames, pretrained, backend, config, budget, "val features", progress)
+            budget -= _held(frozen_val)
+
+    placement = config.data.placement
+    if placement == "auto":
+        # With cached features no round reads images: they may stay in the store.
+        cached = frozen is not None and frozen.cache is not None
+        placement = "streamed" if cached or images.numel() > budget else "resident"
+    if placement == "resident":
+        images = images.to(backend.device) if backend.device.type != "cpu" else images.clone()
+    return Experiment(config, backend, stores, strategy, images, placement, pretrained, frozen, frozen_val,
+                      val_frames, val_masks, progress)
+
+
+def _features(frames: Frames, model: DeepLabV3Plus, backend: Backend, config: Config, budget: int, stage: str,
+              progress: Progress) -> Features:
+    probe = Features.of(frames, model, backend, cached=False)
+    with torch.no_grad(), backend.autocast():
+        need = cache_bytes(frames, *model.features(frames[torch.zeros(1, dtype=torch.int64)]), backend.dtype)
+    wanted = config.model.cache_features
+    if wanted == "never" or (wanted == "auto" and need > budget):
+        return probe
+    return Features.of(frames, model, backend, True, stage, progress)
+
+
+def _held(features: Features) -> int:
+    return sum(part.nbytes for part in features.cache or ())
+
+
+def _check_budget(config: Config, n_images: int) -> None:
+    query, cells = config.query, config.data.tiling().cells
+    if query.n_initial_images > n_images:
+        raise InputError(f"query.n_initial_images is {query.n_initial_images}, and the pool has {n_images} images.")
+    initial = (query.n_initial_images or n_images) * cells
+    wanted = initial + query.rounds * query.n_query
+    if wanted > n_images * cells:
+        raise InputError(
+            f"The run asks for {initial} initial patches and {query.rounds} rounds of {query.n_query}, {wanted} in "
+            f"all, but the pool has {n_images} images x {cells} = {n_images * cells} patches. Lower query.rounds, "
+            "query.n_query or query.n_initial_images, or use a finer data.grid.")
+
+
+def _check_oracle(config: Config, stores: Stores) -> None:
+    people = config.query.oracle == "people"
+    if people and len(config.seeds) > 1:
+        raise InputError(f"query.oracle is 'people' and seeds are {config.seeds}: people label one run. Give one seed.")
+    if not people and stores.train.masks is None:
+        raise InputError("The pool has no masks to simulate an oracle with. Give data.masks, or use query.oracle: "
+                         "people.")

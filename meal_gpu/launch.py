@@ -1,0 +1,164 @@
+"""Start a run, or go on with one: its directory, its seeds, its report."""
+
+import errno
+import fcntl
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .backend import machine
+from .config import Config
+from .engine import run_seed
+from .errors import InputError
+from .experiment import Experiment, prepare
+from .files import write_atomic
+from .oracle import Oracle, PeopleOracle, SimulatedOracle
+from .records import Record
+from .report import load_run, write_report
+from .timing import Progress, no_progress
+
+Observer = Callable[[int, Record], None]
+"""Called with the seed and the record of every round, finished ones of a resumed run included."""
+
+MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
+                "model.cache_features")
+"""What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
+
+
+def run(config: Config, out: str | Path | None = None, progress: Progress = no_progress,
+        observe: Observer = lambda seed, record: None) -> Path:
+    """Run all seeds of a config and write the report.
+
+    Parameters
+    ----------
+    out
+        The run's directory; default ``runs/<dataset>-<strategy>-<time>``.
+
+    Returns
+    -------
+    The run's directory (see README, "A run directory").
+
+    Raises
+    ------
+    InputError
+        Bad input or configuration, no space left, an ``out`` that already holds a run.
+    LabelsMissingError
+        ``query.oracle`` is ``people`` and they have not labelled the query yet: `resume` when they have.
+    """
+    directory = Path(out) if out is not None else default_directory(config)
+    if (directory / "config.yaml").exists():
+        raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
+                         "Or give another --out.")
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
+    with _explained(directory):
+        experiment = prepare(config, progress)
+        write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
+        write_atomic(directory / "config.yaml", config.dump().encode())
+        return _run(experiment, directory, observe)
+
+
+def resume(directory: str | Path, overrides: list[str] | None = None, progress: Progress = no_progress,
+           observe: Observer = lambda seed, record: None) -> Path:
+    """Go on with a run from its finished rounds; a finished run only gets its report again.
+
+    ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. Raises as `run` does.
+    """
+    directory = Path(directory)
+    config = load_resumed(directory, overrides)
+    with _explained(directory):
+        experiment = prepare(config, progress)
+        _note_machine(directory, environment(experiment))
+        return _run(experiment, directory, observe)
+
+
+def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
+    """The config of a run that is to go on. Raises `InputError` where there is no run, or for another override."""
+    for override in overrides or []:
+        if override.partition("=")[0] not in MACHINE_KEYS:
+            raise InputError(f"--set {override} would make it another run. With --resume these may change: "
+                             f"{', '.join(MACHINE_KEYS)}.")
+    if not (directory / "config.yaml").is_file():
+        raise InputError(f"{directory} holds no run (no config.yaml). Start one with meal-gpu run CONFIG --out DIR.")
+    return Config.load(directory / "config.yaml", overrides)
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What the run ran on and with: machine, choices and their reasons, data set."""
+    dataset, grid = experiment.stores.dataset, experiment.grid
+    names = experiment.stores.train.names
+    return {
+        **machine(),
+        "device": experiment.backend.device.type,
+        "device_reason": experiment.backend.device_reason,
+        "precision": str(experiment.backend.dtype).removeprefix("torch."),
+        "placement": experiment.placement,
+        "features_cached": bool(experiment.frozen_features and experiment.frozen_features.cache),
+        "backends": {"umap": experiment.backend.umap},
+        "dataset": {
+            "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
+            "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,
+            "patch": [grid.patch_height, grid.patch_width], "n_patches": len(names) * grid.cells,
+        },
+    }
+
+
+def default_directory(config: Config) -> Path:
+    backbone = "" if config.model.freeze_backbone else "-finetune"
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{config.data.dataset}-{config.query.strategy}{backbone}-{stamp}"
+
+
+def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
+    with _alone(directory):
+        for seed in experiment.config.seeds:
+            folder = directory / f"seed-{seed}"
+            folder.mkdir(exist_ok=True)
+            run_seed(experiment, seed, folder, _oracle(experiment, folder),
+                     lambda record, seed=seed: observe(seed, record))
+        write_report([load_run(directory)], directory / "report.html")
+    return directory
+
+
+def _oracle(experiment: Experiment, directory: Path) -> Oracle:
+    store = experiment.stores.train
+    if experiment.config.query.oracle == "people":
+        return PeopleOracle(directory, store.images, store.names, experiment.grid, experiment.stores.dataset.to_class)
+    assert store.masks is not None  # `prepare` has checked
+    return SimulatedOracle(store.masks, experiment.grid)
+
+
+def _note_machine(directory: Path, now: dict[str, Any]) -> None:
+    """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
+    file = directory / "environment.json"
+    first = json.loads(file.read_bytes()) if file.is_file() else now
+    last = first.get("resumed_on", [first])[-1]
+    if any(last.get(key) != value for key, value in now.items()):
+        first.setdefault("resumed_on", []).append(now)
+    write_atomic(file, json.dumps(first, indent=1).encode())
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two processes in one run directory would interleave their rounds."""
+    with (directory / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"Another process is running in {directory}: wait for it, or stop it first.") from None
+        yield
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a message that says what is kept."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+            raise
+        raise InputError(f"Cannot write {error.filename or directory}: {error.strerror}. All finished rounds are "
+                         f"kept; when there is room, go on with: meal-gpu run --resume {directory}") from error

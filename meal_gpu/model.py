@@ -1,0 +1,241 @@
+"""DeepLabV3+ with any timm backbone; with MobileNetV2 it has the paper's parameter counts.
+
+The head is written for what active learning does to it: a small part of the pixels carries labels. On a window it
+computes what it would compute on the whole image (equal in eval mode), at the cost of the window.
+"""
+
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .errors import InputError, did_you_mean
+from .windows import Windows, along, bilinear_matrix, taps
+
+RATES = (6, 12, 18)
+"""Dilations of the ASPP's 3 × 3 convolutions."""
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's statistics: what the backbone's weights expect of RGB in 0 … 1."""
+
+
+class ConvNormAct(nn.Sequential):
+    def __init__(self, c_in: int, c_out: int, kernel: int = 1, dilation: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(c_in, c_out, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class Dropout(nn.Module):
+    """Dropout that draws 16 random bits per element, four elements to a draw.
+
+    PyTorch draws a float per element, on the CPU in one thread: a seventh of a training step. ``p`` is rounded to
+    1/65536, and kept values are scaled by the rounded probability.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.dropped = round(p * 65536)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        x = _nhwc(x)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 32768
+        return _nchw(x * (keep * torch.tensor(65536 / (65536 - self.dropped), dtype=x.dtype)))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: 1 × 1, 3 × 3 at three rates, and the image's mean → 256 channels."""
+
+    def __init__(self, c_in: int, channels: int = 256) -> None:
+        super().__init__()
+        self.point = ConvNormAct(c_in, channels)
+        self.atrous = nn.ModuleList(ConvNormAct(c_in, channels, 3, rate) for rate in RATES)
+        self.pool = ConvNormAct(c_in, channels)
+        self.project = ConvNormAct(channels * (len(RATES) + 2), channels)
+        self.dropout = Dropout(0.5)
+
+    def forward(self, high: Tensor) -> Tensor:
+        """[B, C, h, w] → [B, 256, h, w]."""
+        return self._merge([self.point(high), *(branch(high) for branch in self.atrous)], high)
+
+    def windows(self, high: Tensor, at: Windows) -> Tensor:
+        """The stride-16 cells under one window of each image: [B, C, h, w] → [B, 256, k, n].
+
+        The pooled branch sees the whole image, the others the cells that their taps reach. Batch-norm in training
+        mode sees the windows only.
+        """
+        maps = _nhwc(high)
+        branches = [self.point(_nchw(along(at.rows.high, at.cols.high, maps)))]
+        batch, (k, n) = len(maps), branches[0].shape[2:]
+        for i, (conv, norm, act) in enumerate(self.atrous):
+            # Gather the nine taps, then one product: a convolution would have to compute the whole map.
+            read = along(at.rows.atrous[:, i], at.cols.atrous[:, i], maps).view(batch, 3, k, 3, n, -1)
+            read = read.permute(0, 2, 4, 1, 3, 5).reshape(batch, k, n, -1)
+            weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1)
+            branches.append(act(norm(_nchw(F.linear(read, weight)))))
+        return self._merge(branches, high)
+
+    def _merge(self, branches: list[Tensor], high: Tensor) -> Tensor:
+        pooled = self.pool(high.mean((2, 3), keepdim=True)).expand(-1, -1, *branches[0].shape[2:])
+        return self.dropout(self.project(torch.cat([*branches, pooled], 1)))
+
+
+class Decoder(nn.Module):
+    """Low-level features and upsampled ASPP features → logits at stride 4.
+
+    The 3 × 3 convolution over the concatenation [48 low-level | 256 upsampled] holds 69 % of the network's FLOPs when
+    taken as written. Upsampling acts on positions and the convolution's taps on channels, so they commute: the nine
+    taps' 1 × 1 products are taken at stride 16 (16 times fewer positions), and interpolated and summed afterwards.
+    """
+
+    def __init__(self, c_low: int, num_classes: int, channels: int = 256) -> None:
+        super().__init__()
+        self.low = ConvNormAct(c_low, 48)
+        self.fuse = ConvNormAct(48 + channels, channels, 3)
+        self.refine = ConvNormAct(channels, channels, 3)
+        self.fuse_dropout = Dropout(0.5)
+        self.refine_dropout = Dropout(0.1)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, low: Tensor, aspp: Tensor) -> Tensor:
+        """The whole map: low ``[B, C, h4, w4]``, aspp ``[B, 256, h16, w16]`` → logits ``[B, classes, h4, w4]``."""
+        rows, cols = (taps(bilinear_matrix(n4, n16)).reshape(1, n4, 3 * n16)
+                      for n4, n16 in zip(low.shape[2:], aspp.shape[2:], strict=True))
+        up_rows, up_cols = (torch.from_numpy(matrix).to(aspp) for matrix in (rows, cols))
+        fused = self._fuse(F.pad(self.low(low), (1, 1, 1, 1)), aspp, up_rows, up_cols)
+        return self._classify(F.pad(fused, (1, 1, 1, 1)))
+
+    def windows(self, low: Tensor, aspp: Tensor, at: Windows) -> Tensor:
+        """One window of each image: low ``[B, C, h4, w4]``, `ASPP.windows` → logits ``[B, classes, m, n]``."""
+        rows, cols = at.rows, at.cols
+        low = self.low(_nchw(along(rows.low, cols.low, _nhwc(low))))
+        low = _nchw(along(rows.low_place, cols.low_place, _nhwc(low)))
+        fused = self._fuse(low, aspp, rows.up, cols.up)
+        return self._classify(_nchw(along(rows.mid_place, cols.mid_place, _nhwc(fused))))
+
+    def _fuse(self, low: Tensor, aspp: Tensor, up_rows: Tensor, up_cols: Tensor) -> Tensor:
+        """conv3x3([low | upsample(aspp)]) + batch-norm + ReLU + dropout; low comes with its padding of 1."""
+        conv, *rest = self.fuse
+        c_low, channels = low.shape[1], aspp.shape[1]
+        # [out, in, dy, dx] → one 1 × 1 product per tap, ordered (dy, dx, out).
+        per_tap = conv.weight[:, c_low:].permute(2, 3, 0, 1).reshape(-1, channels)
+        products = F.linear(_nhwc(aspp), per_tap)
+        batch, h16, w16, _ = products.shape
+        products = products.view(batch, h16, w16, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
+        up = along(up_rows, up_cols, products.reshape(batch, 3 * h16, 3 * w16, -1))
+        x = F.conv2d(low, conv.weight[:, :c_low]) + _nchw(up)
+        for layer in rest:
+            x = layer(x)
+        return self.fuse_dropout(x)
+
+    def _classify(self, fused: Tensor) -> Tensor:
+        """conv3x3 + batch-norm + ReLU + dropout + 1 × 1; the input comes with its padding of 1."""
+        conv, *rest = self.refine
+        x = F.conv2d(fused, conv.weight)
+        for layer in rest:
+            x = layer(x)
+        return self.classify(self.refine_dropout(x))
+
+
+class DeepLabV3Plus(nn.Module):
+    """The segmentation network f_θ (paper, section 4.2).
+
+    Parameters
+    ----------
+    num_classes
+        Number of classes; logits have as many channels.
+    config
+        Backbone, output stride, weights, frozen or not.
+
+    Raises
+    ------
+    InputError
+        Unknown backbone, or weights that do not exist or do not fit it.
+    """
+
+    def __init__(self, num_classes: int, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        config = config or ModelConfig(weights="none")
+        self.backbone = _backbone(config)
+        self.freeze_backbone = config.freeze_backbone
+        c_low, c_high = self.backbone.feature_info.channels()
+        self.aspp = ASPP(c_high)
+        self.decoder = Decoder(c_low, num_classes)
+        for module in [*self.aspp.modules(), *self.decoder.modules()]:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.backbone.requires_grad_(not config.freeze_backbone)
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "DeepLabV3Plus":
+        """A frozen backbone stays in eval mode: its batch-norm statistics are constants as well."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 RGB ``[B, H, W, 3]`` → features at stride 4 ``[B, C, H/4, W/4]`` and at the output stride."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            low, high = self.backbone(normalise(images))
+        return low, high
+
+    def logits(self, low: Tensor, high: Tensor) -> Tensor:
+        """Features → logits at stride 4, ``[B, classes, H/4, W/4]``."""
+        return self.decoder(low, self.aspp(high))
+
+    def window_logits(self, low: Tensor, high: Tensor, at: Windows) -> Tensor:
+        """The same for one window of each image; see `Decoder.windows`."""
+        return self.decoder.windows(low, self.aspp.windows(high, at), at)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 RGB ``[B, H, W, 3]`` → logits float32 ``[B, classes, H, W]``."""
+        logits = self.logits(*self.features(images))
+        return F.interpolate(logits.float(), images.shape[1:3], mode="bilinear", align_corners=True)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 ``[B, H, W, 3]`` → float32 ``[B, 3, H, W]`` in channels_last with ImageNet's mean and deviation."""
+    scale = torch.tensor([1 / (255 * s) for s in STD], device=images.device)
+    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device)
+    return (images * scale + shift).permute(0, 3, 1, 2)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def _backbone(config: ModelConfig) -> nn.Module:
+    if not timm.is_model(config.backbone):
+        raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
+                         f"{did_you_mean(config.backbone, timm.list_models())}")
+    overlay = None
+    if config.weights not in ("imagenet", "none"):
+        if not Path(config.weights).is_file():
+            raise InputError(f"model.weights is '{config.weights}', and there is no such file. Allowed: imagenet "
+                             "(timm downloads them), none, or the path of a .safetensors file in timm's naming.")
+        overlay = {"file": config.weights}
+    try:
+        probe = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride)
+        strides = probe.feature_info.reduction()
+        return timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
+                                 out_indices=(strides.index(4), len(strides) - 1),
+                                 pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
+    except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError) as error:
+        raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
+                         f"'{config.weights}' cannot be built: {error}") from error

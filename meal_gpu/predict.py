@@ -1,0 +1,97 @@
+"""Score the pool (paper, Step 1): stride-4 logits → uncertainty per patch, in one pass over the frames."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backend import Backend
+from .features import Features, batch_size
+from .kernels import patch_entropy
+from .model import DeepLabV3Plus
+from .timing import Progress, no_progress
+from .windows import along
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one pass over the pool yields, per patch in the order of ids; None where nobody asked."""
+
+    score: Tensor | None = None
+    """float32 ``[n_patches]``: mean uncertainty per pixel (entropy: nats). The mean orders patches as the sum does."""
+    features: Tensor | None = None
+    """float32 ``[n_patches, C]``: F of equation 2."""
+    probabilities: Tensor | None = None
+    """float32 ``[n_patches, classes]``: mean class probabilities of the patch, taken at stride 4."""
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """What the network says about some patches, for people to look at."""
+
+    entropy: Tensor
+    """float32 ``[n, patch_height, patch_width]``, nats."""
+    prediction: Tensor
+    """uint8 ``[n, patch_height, patch_width]``, class indices."""
+
+
+@torch.no_grad()
+def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], score: str, backend: Backend,
+            progress: Progress = no_progress) -> Predictions:
+    """Run the network over all frames and keep what is needed of it per patch.
+
+    Parameters
+    ----------
+    needs
+        Any of ``score``, ``features``, ``probabilities``: fields of `Predictions` to fill.
+    score
+        ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
+
+    Nothing is checked for being finite here, since that would wait for the device: `non_finite_patch` does it once
+    for the whole pool.
+    """
+    model.eval()
+    grid = features.frames.grid
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "features", "probabilities") if name in needs}
+    if not parts:
+        return Predictions()
+    for index in features.frames.batches(batch_size(grid)):
+        with backend.autocast():
+            low, high = features.get(model, index)
+            if "features" in parts:
+                parts["features"].append(features.patch_vectors(high))
+            if "score" in parts or "probabilities" in parts:
+                logits = model.logits(low, high)
+        if "score" in parts:
+            sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
+            parts["score"].append(sums.flatten() / grid.patch_pixels)
+        if "probabilities" in parts:
+            parts["probabilities"].append(features.patch_vectors(logits.float().softmax(1)))
+        progress("score", int(index[-1]) + 1, features.frames.count)
+    return Predictions(**{name: torch.cat(values) for name, values in parts.items()})
+
+
+@torch.no_grad()
+def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
+    """Entropy map and prediction of single patches, through the windowed decoder."""
+    model.eval()
+    cells, windows = features.frames.grid.cells, features.windows()
+    entropy, prediction = [], []
+    for part in ids.split(batch_size(features.frames.grid)):
+        at = windows.of(part % cells)
+        with backend.autocast():
+            logits = model.window_logits(*features.get(model, part // cells), at)
+        pixels = along(at.rows.pixels, at.cols.pixels, logits.float().permute(0, 2, 3, 1))
+        log_p = pixels.log_softmax(-1)
+        entropy.append(-(log_p.exp() * log_p).sum(-1))
+        prediction.append(pixels.argmax(-1).to(torch.uint8))
+    return PatchMaps(torch.cat(entropy), torch.cat(prediction))
+
+
+def non_finite_patch(predictions: Predictions) -> int | None:
+    """The first patch whose score is not finite (NaN or infinite logits), or None. Waits for the device."""
+    if predictions.score is None:
+        return None
+    bad = ~predictions.score.isfinite()
+    return int(bad.to(torch.uint8).argmax()) if bool(bad.any()) else None
