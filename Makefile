@@ -1,0 +1,39 @@
+# Both main targets do all of their own set-up in .venv: they need python3 (3.11 or newer) with pip, and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean help
+
+help:
+	@echo "make demo   install, then run the whole loop on embedded scenes (a few minutes)"
+	@echo "make test   install, then lint, type-check and test"
+	@echo "make clean  remove .venv, caches and runs/demo"
+
+demo: $(VENV)/.base
+	rm -rf runs/demo
+	$(BIN)/meal-gpu demo --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "meal-gpu needs Python 3.11 or newer; '$(PYTHON)' is `$(PYTHON) --version 2>&1`. Use: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps are remade when the dependencies may have changed.
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@ $(VENV)/.base
