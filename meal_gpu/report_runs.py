@@ -1,0 +1,223 @@
+"""Reading run directories, finished or not, with every check that the numbers of a report rest on."""
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+from .config import Config
+from .errors import InputError
+from .report_paper import Reference, reference
+
+T = TypeVar("T")
+
+STRATEGIES = {"random": "Random", "entropy": "Entropy", "meal": "MEAL", "meal_ft": "MEAL-FT"}
+
+
+def _finite(value: Any) -> Any:
+    """A diverged training writes NaN; no mean may be taken over it, so it counts as "no value"."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Patch(BaseModel):
+    """A patch of the pool. ``box`` is (y0, x0, y1, x1) in pixels, half open."""
+
+    id: int
+    image: str
+    row: int
+    col: int
+    box: tuple[int, int, int, int] | None = None
+    score: Number = None
+
+
+class Evaluation(BaseModel):
+    """Scores of one model on the validation set; None where there is no such set, or no such class in it."""
+
+    miou: Number = None
+    iou: dict[str, Number] | None = None
+
+
+class Round(Evaluation):
+    """One line of ``rounds.jsonl``; ``miou`` and ``iou`` are those of the best epoch by validation mIoU."""
+
+    round: int
+    n_labelled: int
+    fraction: float
+    best_epoch: int | None = None
+    last: Evaluation = Evaluation()
+    queried: list[Patch] = []
+    next_query: list[Patch] = []
+    seconds: dict[str, float] = {}
+    peak_bytes: dict[str, int] = {}
+
+
+class Dataset(BaseModel):
+    name: str
+    class_names: list[str]
+    palette: list[tuple[int, int, int]]
+    n_images: int
+    n_val_images: int
+    n_patches: int
+
+
+class Environment(BaseModel, extra="allow"):
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Seed:
+    seed: int
+    folder: Path
+    rounds: list[Round]
+
+    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """All arrays of an ``.npz`` file of this seed, or None without one. Raises `InputError` for a corrupt file."""
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            with np.load(path) as archive:
+                return dict(archive)
+        except Exception as error:  # zipfile, zlib, OSError, ValueError: whatever a damaged archive raises
+            raise InputError(f"{path} is damaged: {error}. Remove it to report without it.") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory: what was asked for, where it ran, and the rounds that were finished."""
+
+    path: Path
+    config: Config
+    environment: dict[str, Any]
+    dataset: Dataset
+    seeds: list[Seed]
+    """Only seeds with at least one finished round."""
+
+    @property
+    def supervised(self) -> bool:
+        return self.config.query.n_initial_images == 0
+
+    @property
+    def backbone(self) -> str:
+        return "frozen" if self.config.model.freeze_backbone else "finetuned"
+
+    @property
+    def title(self) -> str:
+        strategy = self.config.query.strategy
+        return "Supervised" if self.supervised else STRATEGIES.get(strategy, strategy)
+
+    @property
+    def rounds_asked(self) -> int:
+        """Rounds that the configuration asks for, the initial one included."""
+        return 1 if self.supervised else self.config.query.rounds + 1
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that the seed which came furthest has finished."""
+        return max(len(seed.rounds) for seed in self.seeds)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.seeds) >= len(self.config.seeds) and all(
+            len(seed.rounds) >= self.rounds_asked for seed in self.seeds)
+
+    @property
+    def resume_command(self) -> str:
+        return _resume_command(self.path)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.dataset.class_names)
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        return reference(self.config)
+
+    def at(self, number: int) -> list[Round]:
+        """The records of round ``number``, one for each seed that has finished it."""
+        return [seed.rounds[number] for seed in self.seeds if number < len(seed.rounds)]
+
+    def seconds(self) -> dict[str, float]:
+        """Total seconds per stage, over all rounds and seeds, in the order in which stages first appear."""
+        totals: dict[str, float] = {}
+        for seed in self.seeds:
+            for record in seed.rounds:
+                for stage, value in record.seconds.items():
+                    totals[stage] = totals.get(stage, 0.0) + value
+        return totals
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a run directory. Raises `InputError` where it is none, a file is unreadable, or no round is finished."""
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        found = "no such directory" if not path.exists() else "no config.yaml there"
+        raise InputError(f"'{path}' is not a run directory ({found}). A run directory holds config.yaml, "
+                         "environment.json and seed-0/rounds.jsonl: it is what 'meal-gpu run CONFIG --out DIR' writes.")
+    config = _guard(path / "config.yaml", lambda: Config.load(path / "config.yaml"))
+    environment = _guard(path / "environment.json", lambda: json.loads((path / "environment.json").read_text("utf-8")))
+    facts = _guard(path / "environment.json", lambda: Environment.model_validate(environment))
+    seeds = []
+    for folder in path.glob("seed-*"):
+        if re.fullmatch(r"seed-\d+", folder.name) and (folder / "rounds.jsonl").exists():
+            seeds.append(Seed(int(folder.name[5:]), folder, _rounds(folder / "rounds.jsonl", facts.dataset.n_patches)))
+    seeds = sorted((seed for seed in seeds if seed.rounds), key=lambda seed: seed.seed)
+    if not seeds:
+        raise InputError(f"'{path}' holds no finished round yet, so there is nothing to report. Finish one with: "
+                         f"{_resume_command(path)}")
+    return Run(path, config, environment, facts.dataset, seeds)
+
+
+def _resume_command(path: Path) -> str:
+    return f"meal-gpu run {shlex.quote(str(path / 'config.yaml'))} --resume {shlex.quote(str(path))}"
+
+
+def _guard(path: Path, read: Callable[[], T]) -> T:
+    """``read()``; whatever is wrong with the file becomes an `InputError` that names it."""
+    try:
+        return read()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValidationError as error:
+        raise InputError(f"{path} is not what a run writes: {_first(error)}.") from None
+    except ValueError as error:  # json and utf-8 errors are ValueErrors
+        raise InputError(f"{path} is damaged: {error}.") from None
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'the whole'}: {detail['msg'].lower()}"
+
+
+def _rounds(path: Path, n_patches: int) -> list[Round]:
+    """The finished rounds of a seed. A last line that a kill left half-written is no finished round."""
+    lines = _guard(path, path.read_bytes).splitlines()
+    rounds: list[Round] = []
+    for number, line in enumerate(lines):
+        try:
+            record = Round.model_validate(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) - 1 and not isinstance(error, ValidationError):
+                break
+            what = _first(error) if isinstance(error, ValidationError) else str(error)
+            raise InputError(f"{path}, line {number + 1} is damaged: {what}.") from None
+        if record.round != number:
+            raise InputError(f"{path}, line {number + 1} is round {record.round}; round {number} belongs there. "
+                             "Lines are missing or doubled.")
+        for patch in [*record.queried, *record.next_query]:
+            if not 0 <= patch.id < n_patches:
+                raise InputError(f"{path}, line {number + 1} names patch {patch.id}; the pool of environment.json has "
+                                 f"0 to {n_patches - 1}. The files are of different runs.")
+        rounds.append(record)
+    return rounds
