@@ -1,0 +1,151 @@
+"""The embedding of the pool with every round's queries in it; hovering shows the patch."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bokeh.models import ColumnDataSource, CustomJSHover, HoverTool
+from bokeh.palettes import Plasma256
+
+from .errors import InputError
+from .report import score_text
+from .report_figures import GREY, Figures, button, plot
+from .report_pictures import picture_id
+from .report_runs import Patch, Run, Seed
+
+MAX_BACKGROUND = 8000
+"""Grey dots of one plane: enough to show its shape, few enough to stay quick."""
+CHOSEN = "#d6336c"
+
+# The gallery already holds the photo of most queried patches: the tooltip borrows it instead of doubling the page.
+PICTURE = """
+    const image = document.getElementById(value);
+    return image ? image.getAttribute("src") : "data:,";
+"""
+TOOLTIP = """<div style="font:12px/1.45 system-ui,sans-serif;max-width:200px">
+<img src="@picture{custom}" alt="" style="display:block;max-width:160px;margin-bottom:4px">
+<b>@image</b><br>row @row, column @col<br>@note</div>"""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
+    """The plane of a seed, or one small plane per round where each round had its own, or why there is none.
+
+    ``index`` is the run's position on the page. Raises `InputError` for an embedding that does not fit the run.
+    """
+    path = seed.folder / "embedding.npz"
+    arrays = seed.arrays("embedding.npz")
+    if run.supervised:
+        return _none("Everything was labelled from the start: nothing was asked for, so there is no plane to show.")
+    if arrays is None:
+        if run.config.query.strategy.startswith("meal"):
+            return _none(f"No plane to show: seed-{seed.seed}/embedding.npz is not there.")
+        return _none(f"No plane to show: {run.title} chooses without an embedding.")
+    if "points" in arrays:
+        _check(arrays["points"], run.dataset.n_patches, f"{path}, points")
+        return _pool_plane(run, index, seed, arrays, figures)
+    rounds = [number for number in range(len(seed.rounds)) if f"round_{number}_points" in arrays]
+    if not rounds:
+        return _none("No plane to show: no query has been chosen yet.")
+    each = "".join(_round_plane(run, index, seed, arrays, number, figures, path) for number in rounds)
+    return (f'<p class="note">{escape(run.title)} fits an embedding of its own to each round\'s candidates, so the '
+            f'rounds share no plane. Grey are the candidates, <b style="color:{CHOSEN}">coloured</b> those chosen: '
+            f'hover over one.</p><div class="small-planes">{each}</div>')
+
+
+def _none(why: str) -> str:
+    return f'<p class="none">{escape(why)}</p>'
+
+
+def _check(points: np.ndarray, rows: int, where: str) -> None:
+    if points.ndim != 2 or points.shape[0] != rows or points.shape[1] < 2:
+        raise InputError(f"{where}: shape {list(points.shape)} where [{rows}, 2 or more] belongs. It is of another run "
+                         "or damaged; remove it to report without it.")
+
+
+def _source(points: np.ndarray, patches: Sequence[Patch], element: int, seed: Seed, note: str) -> ColumnDataSource:
+    """Points float32 ``[n, 2]`` with the facts of their patches beside them."""
+    notes = [note if p.score is None else f"{note}, score {score_text(p.score)}" for p in patches]
+    return ColumnDataSource({
+        "x": points[:, 0], "y": points[:, 1], "image": [p.image for p in patches], "row": [p.row for p in patches],
+        "col": [p.col for p in patches], "note": notes, "picture": [picture_id(element, seed, p.id) for p in patches],
+    })
+
+
+def _hover(dots: Sequence[Any]) -> HoverTool:
+    return HoverTool(renderers=list(dots), tooltips=TOOLTIP, formatters={"@picture": CustomJSHover(code=PICTURE)})
+
+
+def _bare(height: int, tools: str) -> Any:
+    """A plane without axes: UMAP's coordinates have no unit, and only nearness means something."""
+    canvas = plot(height=height, tools=tools, toolbar_location="above" if tools else None, match_aspect=True)
+    canvas.axis.visible = False
+    canvas.grid.visible = False
+    canvas.outline_line_color = GREY
+    canvas.outline_line_alpha = 0.3
+    return canvas
+
+
+def _pool_plane(run: Run, index: int, seed: Seed, arrays: Arrays, figures: Figures) -> str:
+    points = arrays["points"][:, :2].astype(np.float32)
+    canvas = _bare(560, "pan,box_zoom,wheel_zoom,reset")
+    shown = points
+    if len(points) > MAX_BACKGROUND:
+        shown = points[np.linspace(0, len(points) - 1, MAX_BACKGROUND).astype(int)]
+    chips = [button("not asked for", figures.name(canvas.scatter(
+        shown[:, 0], shown[:, 1], size=3, color=GREY, alpha=0.4)), GREY)]
+    groups = [(record.round, record.queried, False) for record in seed.rounds if record.queried]
+    if seed.rounds[-1].next_query:
+        groups.append((len(seed.rounds), seed.rounds[-1].next_query, True))
+    last = max(run.rounds_asked - 1, 1)
+    asked = []
+    for number, patches, waiting in groups:
+        tint = "#3a3f47" if number == 0 else Plasma256[round(30 + 190 * number / last)]
+        note = "labelled at the start" if number == 0 else f"round {number}" + ", not labelled yet" * waiting
+        source = _source(_positions(points, arrays, number, patches), patches, index, seed, note)
+        dots = canvas.scatter("x", "y", source=source, size=8, line_width=1.5 if waiting else 0.8,
+                              marker="diamond" if number == 0 else "circle", fill_color=None if waiting else tint,
+                              line_color=tint if waiting else "white")
+        asked.append(dots)
+        text = "start" if number == 0 else f"round {number}" + " (asked for)" * waiting
+        chips.append(button(text, figures.name(dots), tint))
+    canvas.add_tools(_hover(asked))
+    notes = ["Near patches look alike to the backbone; axes have no unit. Hover over a patch to see it."]
+    if len(points) > len(shown):
+        notes.append(f"{len(shown):,} of {len(points):,} patches are drawn in grey.")
+    if arrays["points"].shape[1] > 2:
+        notes.append(f"The first two of {arrays['points'].shape[1]} dimensions are drawn.")
+    return f'<div class="chips">{"".join(chips)}</div>{figures.add(canvas)}<p class="note">{" ".join(notes)}</p>'
+
+
+def _positions(points: np.ndarray, arrays: Arrays, number: int, patches: Sequence[Patch]) -> np.ndarray:
+    """Where the patches of a round lay when they were chosen, float32 ``[n, 2]``.
+
+    A finetuned backbone moves them from round to round; `points` is where they lay before the first.
+    """
+    at = {patch_id: points[patch_id] for patch_id in (p.id for p in patches)}
+    candidates, places = arrays.get(f"round_{number - 1}_candidates"), arrays.get(f"round_{number - 1}_points")
+    if candidates is not None and places is not None:
+        at |= dict(zip(candidates.tolist(), places[:, :2].astype(np.float32), strict=True))
+    return np.array([at[p.id] for p in patches], np.float32).reshape(-1, 2)
+
+
+def _round_plane(run: Run, index: int, seed: Seed, arrays: Arrays, number: int, figures: Figures, path: Path) -> str:
+    places = arrays[f"round_{number}_points"]
+    candidates = arrays.get(f"round_{number}_candidates", np.empty(0, np.int64))
+    _check(places, len(candidates), f"{path}, round_{number}_points")
+    at = dict(zip(candidates.tolist(), places[:, :2].astype(np.float32), strict=True))
+    record = seed.rounds[number]
+    chosen = [patch for patch in record.next_query if patch.id in at]
+    others = np.array([at[i] for i in at.keys() - {p.id for p in chosen}], np.float32).reshape(-1, 2)
+    canvas = _bare(210, "")
+    canvas.scatter(others[:, 0], others[:, 1], size=4, color=GREY, alpha=0.55)
+    source = _source(np.array([at[p.id] for p in chosen], np.float32).reshape(-1, 2), chosen, index, seed,
+                     f"round {number + 1}")
+    dots = canvas.scatter("x", "y", source=source, size=8, fill_color=CHOSEN, line_color="white", line_width=0.8)
+    canvas.add_tools(_hover([dots]))
+    return (f'<div><div class="caption">round {number + 1}: {len(chosen)} of {len(at)}</div>'
+            f"{figures.add(canvas)}</div>")

@@ -1,0 +1,68 @@
+"""What was run, in sentences."""
+
+from collections.abc import Sequence
+
+from .report_runs import Run
+
+DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
+SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin"}
+
+
+def data_set(run: Run) -> str:
+    """The name of the data set for people; a folder is called by its directory."""
+    name, root = run.config.data.dataset, run.config.data.root
+    return root.name if name == "folder" and root else DATA_SETS.get(name, name)
+
+
+def heading(runs: Sequence[Run]) -> str:
+    """``Random, Entropy and MEAL on CamVid``."""
+    return f"{_list([run.title for run in runs])} on {_list([data_set(run) for run in runs])}"
+
+
+def _list(names: Sequence[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
+
+
+def setting(run: Run) -> str:
+    """Data, budget and training, without the strategy: runs with the same sentence may be compared."""
+    data, model, train, query = run.config.data, run.config.model, run.config.train, run.config.query
+    grid = data.tiling()
+    pool = (f"{run.dataset.n_images:,} images of {data.image_size[0]} × {data.image_size[1]} pixels, cut into "
+            f"{grid.rows} × {grid.cols} patches of {grid.patch_height} × {grid.patch_width}: {run.dataset.n_patches:,} "
+            "patches.")
+    if run.supervised:
+        budget = "All of them are labelled."
+        training = f"trained for {train.final_epochs} epochs"
+    else:
+        first = query.n_initial_images * grid.cells
+        last = min(first + query.rounds * query.n_query, run.dataset.n_patches)
+        budget = (f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
+                  f"labelled at the start; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
+                  f"({last / run.dataset.n_patches:.1%}).")
+        training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
+                    "last")
+    frozen = "frozen" if model.freeze_backbone else "finetuned"
+    sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
+    checked = (f" and evaluated on {run.dataset.n_val_images:,} images" if run.dataset.n_val_images
+               else "; there are no validation images")
+    return (f"{pool} {budget} A DeepLabV3+ that sees {sees}, with a {frozen} {model.backbone} backbone, is "
+            f"{training}{checked}.")
+
+
+def choosing(run: Run) -> str:
+    """How the strategy chooses."""
+    query = run.config.query
+    if run.supervised:
+        return "The baseline: every patch is labelled, nothing is chosen."
+    highest = SCORES[query.score]
+    if query.strategy == "random":
+        return "Patches are drawn at random."
+    if query.strategy == "entropy":
+        return f"Each round asks for the patches of {highest} under the model of the round before."
+    if query.strategy in ("meal", "meal_ft"):
+        method = "k-means++ seeding" if query.selector == "seeding" else "k-means clustering"
+        where = "of the whole pool" if query.strategy == "meal" else "fitted to these candidates"
+        return (f"Each round takes the {query.n_informative} patches of {highest} and asks for those that {method} "
+                f"picks in a UMAP embedding {where}.")
+    return f"Patches are chosen by the strategy '{query.strategy}'."
