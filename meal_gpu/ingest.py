@@ -44,7 +44,7 @@ def ingest(data: DataConfig, progress: Progress = no_progress) -> Stores:
 
 def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig) -> Plan:
     def directory(files: list[Path]) -> str:
-        return os.path.commonpath([os.path.abspath(file.parent) for file in files])
+        return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])
 
     masks = [sample.mask for sample in samples if sample.mask is not None]
     settings = {

@@ -20,9 +20,10 @@ from rich.console import Console
 
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
-from meal_gpu.report import duration, labels, load_run, print_table, summarise, write_report
-from meal_gpu.report_paper import reference
-from meal_gpu.report_pictures import HEAT, MAX_PICTURED, Allowance, heat_map, label_map, photo
+from meal_gpu.report import labels, load_run, print_table, summarise, write_report
+from meal_gpu.report.paper import reference
+from meal_gpu.report.pictures import HEAT, MAX_PICTURED, Allowance, heat_map, label_map, photo
+from meal_gpu.report.summary import duration
 
 SMALL = {"patch": (12, 16), "n_images": 20, "n_query": 4, "rounds": 2}
 SMALL_QUERY = {"query": {"n_informative": 20}}
@@ -502,7 +503,7 @@ def test_wide_patches_are_reduced():
 
 
 def test_first_seeds_get_pictures_before_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("meal_gpu.report_page.pictures.Allowance", lambda: Allowance(16))
+    monkeypatch.setattr("meal_gpu.report.page.pictures.Allowance", lambda: Allowance(16))
     runs = [load_run(small(tmp_path / name, name, seeds=(0, 1), n_query=6)) for name in ("meal", "entropy")]
     text = html(runs, tmp_path / "r.html")
     assert len(re.findall(r'id="patch-\d-0-', text)) == 16

@@ -12,8 +12,8 @@ from bokeh.embed import json_item
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.plotting import figure
 
-from .report import spread
-from .report_runs import Run
+from .runs import Run
+from .summary import spread
 
 COLOURS = {"Random": "#8c95a3", "Entropy": "#e0912f", "MEAL": "#2f80d0", "MEAL-FT": "#c8417f"}
 MORE_COLOURS = ("#2a9d74", "#8a63d2", "#c4562f", "#4aa3b5", "#9a8b2c", "#6b7a99")

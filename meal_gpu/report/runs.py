@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from .config import Config
-from .errors import InputError
-from .report_paper import Reference, reference
+from ..config import Config
+from ..errors import InputError
+from .paper import Reference, reference
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def _resume_command(path: Path) -> str:
-    return f"meal-gpu run {shlex.quote(str(path / 'config.yaml'))} --resume {shlex.quote(str(path))}"
+    return f"meal-gpu run --resume {shlex.quote(str(path))}"
 
 
 def _guard(path: Path, read: Callable[[], T]) -> T:

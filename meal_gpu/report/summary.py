@@ -1,24 +1,14 @@
-"""What runs have come to: their numbers over seeds, the summary table, and the report page written to a file.
+"""What runs have come to: their numbers over seeds, and the table of them."""
 
-Runs are read by `load_run` (module `report_runs`); the page itself is made in `report_page`.
-"""
-
-import contextlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import InputError
-from .report_runs import Run, load_run
-
-__all__ = ["Run", "Spread", "Summary", "labels", "load_run", "notes", "print_table", "spread", "summarise",
-           "write_report"]
+from .runs import Run
 
 
 @dataclass(frozen=True)
@@ -162,27 +152,3 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def write_report(runs: Sequence[Run], out: str | Path) -> Path:
-    """Write the page about ``runs`` to ``out`` (a file, or a directory that gets ``report.html``), and return its path.
-
-    The file appears complete or not at all. Raises `InputError` where it cannot be written.
-    """
-    from .report_page import page  # bokeh takes a second to import: only who writes a page waits for it
-
-    out = Path(out)
-    if out.is_dir():
-        out = out / "report.html"
-    text = page(runs)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    except OSError as error:
-        raise InputError(f"The report cannot be written to {out}: {error.strerror}.") from None
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename, or never there
-            partial.unlink()
-    return out

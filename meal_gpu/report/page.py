@@ -6,14 +6,14 @@ from pathlib import Path
 
 from bokeh.resources import Resources
 
-from . import report_pictures as pictures
-from .report import Summary, counted, duration, labels, notes, summarise
-from .report_figures import Figures, colours, curves
-from .report_planes import planes
-from .report_runs import Run, Seed
-from .report_style import POLICY, SCRIPT, STYLE
-from .report_tables import class_table, class_table_of_runs, facts, query_table, stage_colours, time_bars, time_table
-from .report_words import choosing, data_set, heading, setting
+from . import pictures
+from .figures import Figures, colours, curves
+from .planes import planes
+from .runs import Run, Seed
+from .style import POLICY, SCRIPT, STYLE
+from .summary import Summary, counted, duration, labels, notes, summarise
+from .tables import class_table, class_table_of_runs, facts, query_table, stage_colours, time_bars, time_table
+from .words import choosing, data_set, heading, setting
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from bokeh.palettes import Magma256
 from PIL import Image
 
-from .errors import InputError
-from .report import score_text
-from .report_runs import Patch, Run, Seed
+from ..errors import InputError
+from .runs import Patch, Run, Seed
+from .summary import score_text
 
 MAX_PICTURED = 1024
 """Patches of one page that get pictures: about 8 KB each, so that a page stays below 12 MB."""

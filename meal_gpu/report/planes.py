@@ -9,11 +9,11 @@ import numpy as np
 from bokeh.models import ColumnDataSource, CustomJSHover, HoverTool
 from bokeh.palettes import Plasma256
 
-from .errors import InputError
-from .report import score_text
-from .report_figures import GREY, Figures, button, plot
-from .report_pictures import picture_id
-from .report_runs import Patch, Run, Seed
+from ..errors import InputError
+from .figures import GREY, Figures, button, plot
+from .pictures import picture_id
+from .runs import Patch, Run, Seed
+from .summary import score_text
 
 MAX_BACKGROUND = 8000
 """Grey dots of one plane: enough to show its shape, few enough to stay quick."""

@@ -7,7 +7,7 @@ Settings of the training that differ do not hide the value; they are listed besi
 
 from dataclasses import dataclass
 
-from .config import Config
+from ..config import Config
 
 COLUMNS = ("random", "entropy", "meal", "meal_ft")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .report_runs import Run
+from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
 SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin"}

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from .report import duration, score_text, spread
-from .report_pictures import colours_of, swatch
-from .report_runs import Round, Run
+from .pictures import colours_of, swatch
+from .runs import Round, Run
+from .summary import duration, score_text, spread
 
 STAGES = ("#4c7fb8", "#e2a04a", "#6aa56f", "#b8607a", "#8a76b8", "#5aa5b0", "#b58a5a", "#8e99a6", "#a0a84a", "#c47fb0")
 ABSENT = ('<p class="note">– stands for a class that is in neither prediction nor truth of the validation images: it '
