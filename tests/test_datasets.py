@@ -315,23 +315,27 @@ def test_truncated_jpeg_and_bmp_are_refused(tmp_path: Path) -> None:
             read_image(path)
 
 
+# Large areas, as masks have them. Pillow alone reads about a third of such files with one changed byte as other ids,
+# because it does not compare the checksums of pixel data; noise, in contrast, hardly ever survives inflation.
+AREAS = (np.arange(150)[:, None] // 15 + np.arange(150) // 50).astype(np.uint8)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_changed_byte_in_a_png_never_changes_a_pixel(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
                                                        ) -> None:
-    """Pillow does not check the checksums of pixel data; `read_image` does."""
     buffer = io.BytesIO()
-    Image.fromarray(RGB).save(buffer, "PNG")
+    Image.fromarray(AREAS).save(buffer, "PNG")
     content = bytearray(buffer.getvalue())
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path = tmp_path_factory.getbasetemp() / "changed.png"
     path.write_bytes(content)
     try:
-        pixels = read_image(path)
+        ids = read_mask(path)
     except InputError as error:
         assert str(path) in str(error)  # noqa: PT017 - either outcome is right
     else:
-        np.testing.assert_array_equal(pixels, RGB)
+        np.testing.assert_array_equal(ids, AREAS)
 
 
 # --- reading one file: masks ------------------------------------------------------------------------------------------

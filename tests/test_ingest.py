@@ -257,6 +257,17 @@ def test_a_stale_store_is_rebuilt_and_keeps_what_did_not_change(
     check(ingest(data).val, data, "val")
 
 
+def test_damaged_pixels_of_a_stale_store_are_not_taken_over(config: Configure) -> None:
+    data = config()
+    path = ingest(data).train.path
+    pixels = bytearray((path / "images.u8").read_bytes())
+    pixels[24 * 32 * 3 * 2 + 5] ^= 1
+    (path / "images.u8").write_bytes(pixels)
+    assert data.root is not None
+    _add(data.root)
+    check(ingest(data).train, data)
+
+
 def test_other_settings_have_their_own_store(config: Configure, make_folder: Make, tmp_path: Path) -> None:
     data = config()
     first = ingest(data).train.path
@@ -397,6 +408,19 @@ def test_a_half_built_store_of_another_listing_is_not_continued(config: Configur
     for i in (0, 5):
         (data.root / "train" / f"seq_0000{i}.png").unlink()
         (data.root / "trainannot" / f"seq_0000{i}.png").unlink()
+    check(ingest(data).train, data)
+
+
+def test_a_source_that_changes_between_kill_and_resume_is_read_again(config: Configure) -> None:
+    data = config(n=6)
+    assert data.root is not None
+    bad = data.root / "train" / "seq_00005.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+    refused(data)
+    bad.write_bytes(good)
+    _change(data.root)
+    _change_mask(data.root)
     check(ingest(data).train, data)
 
 
