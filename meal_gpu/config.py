@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from .errors import InputError, did_you_mean
 from .grid import Grid
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+
+def _no_bool(value: object) -> object:
+    """Python counts True as 1; whoever writes ``epochs: true`` means something else."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Int, Field(ge=1)]
+NonNegative = Annotated[Int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -35,7 +45,7 @@ class DataConfig(Section):
     """What the network sees of a patch, alike in training, scoring and evaluation: the patch alone or its image."""
     placement: Literal["auto", "resident", "streamed"] = "auto"
     """Where the pool's images live: ``resident`` on the device, ``streamed`` from the store, ``auto`` by the budget."""
-    budget_gb: Annotated[float, Field(gt=0)] | None = None
+    budget_gb: Annotated[Float, Field(gt=0)] | None = None
     """Device memory in GB (1e9 bytes) for the resident pool and the feature cache; default: half of what is free."""
     store: Path | None = None
     """Directory for decoded images; default ``$XDG_CACHE_HOME/meal-gpu`` or ``~/.cache/meal-gpu``."""
@@ -48,7 +58,7 @@ class DataConfig(Section):
     val_masks: str | None = "val_masks"
     class_names: list[str] | None = None
     """``folder``: one name per class id 0, 1, ...; masks hold these ids."""
-    ignore_index: Annotated[int, Field(ge=0, le=255)] = 255
+    ignore_index: Annotated[Int, Field(ge=0, le=255)] = 255
     """``folder``: the mask value of pixels that are neither trained on nor evaluated (void)."""
     n_images: Positive = 24
     """``demo``: scenes to draw for the pool."""
@@ -82,20 +92,36 @@ class ModelConfig(Section):
     cache_features: Literal["auto", "always", "never"] = "auto"
     """Keep a frozen backbone's features on the device; ``auto`` does so when they fit into ``data.budget_gb``."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.cache_features == "always" and not self.freeze_backbone:
+            raise ValueError("model.cache_features is 'always' and model.freeze_backbone is false: the features of a "
+                             "backbone that is trained change in every step. Use model.cache_features: auto, or freeze "
+                             "the backbone.")
+        return self
+
 
 class TrainConfig(Section):
     epochs: Positive = 25
     final_epochs: Positive = 32
     """Epochs after the last acquisition."""
-    batch_size: Positive = 8
+    batch_size: Annotated[Int, Field(ge=2)] = 8
+    """At least 2, since batch-norm of a pooled map needs two values."""
     sample: Literal["patch", "image"] = "patch"
     """What ``batch_size`` counts: labelled patches, or images with all of their labelled patches."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lr: Annotated[Float, Field(gt=0)] = 1e-3
+    lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
     lr_decay_every: NonNegative = 0
     """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.lr_decay < 1 and self.lr_decay_every == 0:
+            raise ValueError(f"train.lr_decay is {self.lr_decay:g} and train.lr_decay_every is 0, so that it would "
+                             "never be applied. Give train.lr_decay_every in epochs, or leave out train.lr_decay.")
+        return self
 
 
 class QueryConfig(Section):
@@ -124,10 +150,12 @@ class QueryConfig(Section):
 
 class UmapConfig(Section):
     backend: Literal["auto", "cuml", "umap-learn"] = "auto"
-    n_neighbors: Annotated[int, Field(ge=2)] = 15
-    min_dist: Annotated[float, Field(ge=0, le=1)] = 0.1
-    n_components: Annotated[int, Field(ge=2, le=64)] = 2
-    metric: str = "euclidean"
+    n_neighbors: Annotated[Int, Field(ge=2)] = 15
+    min_dist: Annotated[Float, Field(ge=0, le=1)] = 0.1
+    n_components: Annotated[Int, Field(ge=2, le=64)] = 2
+    metric: Literal["euclidean", "manhattan", "chebyshev", "canberra", "braycurtis", "cosine",
+                    "correlation"] = "euclidean"
+    """Distance between feature vectors."""
 
 
 class Config(Section):
@@ -147,6 +175,13 @@ class Config(Section):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds are {seeds}: each may stand there once.")
         return seeds
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.train.sample == "image" and self.data.context == "patch":
+            raise ValueError("train.sample is 'image' and data.context is 'patch': where the network sees patches, a "
+                             "sample is a patch. Use train.sample: patch, or data.context: image.")
+        return self
 
     @classmethod
     def load(cls, source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> "Config":
@@ -178,16 +213,19 @@ def shipped() -> list[str]:
 def _read(path: Path) -> dict[str, Any]:
     text = None
     if path.is_file():
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The config file {path} cannot be read: {error}. Give a text file in UTF-8.") from None
     elif path.name.removesuffix(".yaml") in shipped():
         # `configs/camvid.yaml` and `camvid` work from any directory.
-        text = (files("meal_gpu.configs") / f"{path.name.removesuffix('.yaml')}.yaml").read_text()
+        text = (files("meal_gpu.configs") / f"{path.name.removesuffix('.yaml')}.yaml").read_text("utf-8")
     if text is None:
         raise InputError(f"No config file '{path}', and no shipped config of that name. Shipped: "
                          f"{', '.join(shipped())}.{did_you_mean(path.stem, shipped())}")
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -202,12 +240,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: give key=value, for example --set train.epochs=10.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
         raise InputError(f"--set {override}: '{text}' is not a YAML value.") from None
     *sections, last = key.split(".")
     for section in sections:
-        child = values.get(section)
-        values[section] = dict(child) if isinstance(child, dict) else {}
+        child = values.get(section, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override}: {section} is {child!r} and has no keys below it.")
+        values[section] = dict(child)
         values = values[section]
     values[last] = value
 
@@ -225,6 +265,13 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
         return message
     if detail["type"] == "literal_error":
-        hint = did_you_mean(str(detail["input"]), str(detail["ctx"]["expected"]).replace("'", "").split(", "))
+        allowed = str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+        hint = did_you_mean(str(detail["input"]), allowed)
         return f"{key} is {detail['input']!r}. {message}.{hint}"
+    if detail["type"] == "missing":  # only a pair of numbers has parts that must be there
+        return f"{'.'.join(path[:-1])} is {detail['input']!r}. Give two numbers, for example [4, 4]."
+    if detail["type"] == "tuple_type":
+        return f"{key} is {detail['input']!r}. Give two numbers, for example [4, 4]."
+    if detail["type"] == "model_type":
+        return f"{key} is {detail['input']!r}. Give keys below it, for example those of configs/camvid.yaml."
     return f"{key} is {detail['input']!r}. {message}."
