@@ -20,12 +20,15 @@ def read_rounds(directory: Path) -> list[Record]:
     if not file.exists():
         return []
     lines = file.read_bytes().split(b"\n")[:-1]
-    try:
-        records = [json.loads(line) for line in lines]
-        rounds = [record["round"] for record in records]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}). Delete its lines from the damaged one on; --resume then "
-                         "repeats those rounds.") from None
+    records: list[Record] = []
+    rounds = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+            rounds.append(records[-1]["round"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged in line {number} ({error}). Delete its lines from that one on; "
+                             "--resume then repeats those rounds.") from None
     if rounds != list(range(len(rounds))):
         raise InputError(f"{file} holds the rounds {rounds}, not 0, 1, 2, ...: restore it, or start a new run.")
     return records
