@@ -4,12 +4,14 @@ The head is written for what active learning does to it: a small part of the pix
 computes what it would compute on the whole image (equal in eval mode), at the cost of the window.
 """
 
+import hashlib
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -226,16 +228,40 @@ def _backbone(config: ModelConfig) -> nn.Module:
                          f"{did_you_mean(config.backbone, timm.list_models())}")
     overlay = None
     if config.weights not in ("imagenet", "none"):
-        if not Path(config.weights).is_file():
-            raise InputError(f"model.weights is '{config.weights}', and there is no such file. Allowed: imagenet "
-                             "(timm downloads them), none, or the path of a .safetensors file in timm's naming.")
+        file = Path(config.weights)
+        if not file.is_file() or file.suffix != ".safetensors":
+            problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
+            raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
+                             "them), none, or the path of a .safetensors file in timm's naming.")
         overlay = {"file": config.weights}
     try:
         probe = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride)
         strides = probe.feature_info.reduction()
-        return timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
-                                 out_indices=(strides.index(4), len(strides) - 1),
-                                 pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
-    except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError) as error:
+        backbone = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
+                                     out_indices=(strides.index(4), len(strides) - 1),
+                                     pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
+    except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError, TypeError,
+            AssertionError) as error:  # timm's backbones refuse in many ways what they do not offer
+        reason = " ".join(str(error).split("\n", 2)[:2]) or type(error).__name__  # torch lists every tensor
         raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
-                         f"'{config.weights}' cannot be built: {error}") from error
+                         f"'{config.weights}' cannot be built: {reason}") from error
+    if overlay is not None:
+        _check_loaded(backbone, config)
+    return backbone
+
+
+def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
+    """Raise `InputError` for a backbone that a file of weights left at random values in part.
+
+    timm skips what a file lacks. Values are compared, since it may rename a file's tensors.
+    """
+    def digest(tensor: Tensor) -> bytes:
+        return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+    held = {digest(tensor) for tensor in load_file(config.weights).values()}
+    # Scalars are counters of batches, which a file need not have.
+    missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
+    if missing:
+        raise InputError(f"model.weights '{config.weights}' lacks {len(missing)} of the tensors of model.backbone "
+                         f"'{config.backbone}', {missing[0]} among them. Use weights of that backbone in timm's "
+                         "naming.")
