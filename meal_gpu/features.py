@@ -57,13 +57,13 @@ class Features:
         """The decoder's windows on the patches of a frame."""
         return Windows.of_grid(self.frames.grid, self.low_size, self.high_size, RATES, self.frames.device)
 
-    def patch_vectors(self, high: Tensor) -> Tensor:
-        """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h16, w16]`` upsampled and averaged per patch."""
-        grid = self.frames.grid
-        rows = _mean_matrix(grid.height, grid.patch_height, grid.rows, self.high_size[0]).to(high.device)
-        cols = _mean_matrix(grid.width, grid.patch_width, grid.cols, self.high_size[1]).to(high.device)
-        with torch.autocast(high.device.type, enabled=False):
-            return along(rows, cols, high.float().permute(0, 2, 3, 1)).flatten(0, 2)
+    def patch_vectors(self, maps: Tensor) -> Tensor:
+        """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h, w]`` upsampled and averaged per patch."""
+        grid, (height, width) = self.frames.grid, maps.shape[2:]
+        rows = _mean_matrix(grid.height, grid.patch_height, grid.rows, height).to(maps.device)
+        cols = _mean_matrix(grid.width, grid.patch_width, grid.cols, width).to(maps.device)
+        with torch.autocast(maps.device.type, enabled=False):
+            return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
 
 
 def cache_bytes(frames: Frames, low: Tensor, high: Tensor, dtype: torch.dtype) -> int:

@@ -90,8 +90,9 @@ def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: B
 
 
 def non_finite_patch(predictions: Predictions) -> int | None:
-    """The first patch whose score is not finite (NaN or infinite logits), or None. Waits for the device."""
-    if predictions.score is None:
+    """The first patch of which anything is not finite (NaN or infinite logits), or None. Waits for the device."""
+    known = [values.unsqueeze(-1).flatten(1) for values in vars(predictions).values() if values is not None]
+    if not known:
         return None
-    bad = ~predictions.score.isfinite()
+    bad = torch.stack([~values.isfinite().all(1) for values in known]).any(0)
     return int(bad.to(torch.uint8).argmax()) if bool(bad.any()) else None
