@@ -49,7 +49,7 @@ def test_along_is_one_product_per_axis(batch, m, h, n, w, channels, shared):
 
 @st.composite
 def axes(draw) -> tuple[int, int, int, int, int]:
-    """Pixels, patch, patches, cells at stride 4, cells at stride 16: not only the sizes that backbones make of pixels."""
+    """Pixels, patch, patches, cells at stride 4 and at stride 16: not only the sizes that backbones make of pixels."""
     n_patches = draw(st.integers(1, 6))
     patch = draw(st.integers(2, 40))
     n_pixels = patch * n_patches + draw(st.integers(0, n_patches - 1))
