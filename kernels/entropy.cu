@@ -266,6 +266,7 @@ static __device__ __forceinline__ void tile_scores(
     float total = 0.0f;
 
     if (MODE == IDENTITY) {
+#pragma unroll 1
         for (int y = y_from; y < y_to; ++y) {
             float score;
             if constexpr (in_registers) {
@@ -288,16 +289,20 @@ static __device__ __forceinline__ void tile_scores(
             first_y = tap(y_begin, h, H, align_corners).low, first_x = tap(x_begin, w, W, align_corners).low;
             window_h = min(window_h, h - first_y);  // the plan's bounds, and what there is
             columns = min(window_w, w - first_x);
+#pragma unroll 1
             for (int y = threadIdx.x; y < y_end - y_begin; y += THREADS) {
                 Tap ty = tap(y_begin + y, h, H, align_corners);
                 row_low[y] = ty.low - first_y;
                 row_weight[y] = ty.weight();
             }
-            float largest = stage<D, C>(source, first_y, window_h, first_x, columns, in_registers ? LOG2E : 1.0f, window4);
-            careful = __syncthreads_or(!in_registers || largest > FLOAT32_LIMIT);
-            if (in_registers && careful) {  // once more, without the factor and its rounding
-                stage<D, C>(source, first_y, window_h, first_x, columns, 1.0f, window4);
-                __syncthreads();
+            // Times log2(e), unless that turns out to need the careful path: then once more without the factor's rounding.
+            float scale = in_registers ? LOG2E : 1.0f;
+#pragma unroll 1
+            while (true) {
+                float largest = stage<D, C>(source, first_y, window_h, first_x, columns, scale, window4);
+                careful = __syncthreads_or(scale == 1.0f || largest > FLOAT32_LIMIT);
+                if (!careful || scale == 1.0f) break;
+                scale = 1.0f;
             }
         }
         if (careful) {
@@ -328,6 +333,7 @@ static __device__ __forceinline__ void tile_scores(
             const float4 *left = window4 + (tx.low - first_x) * (P / 4), *right = window4 + (tx.high - first_x) * (P / 4);
             int held = -1;
             float top[C], dif[C];
+#pragma unroll 1
             for (int y = y_from; y < y_to; ++y) {
                 int low = row_low[y - y_begin];
                 float weight_y = row_weight[y - y_begin];
@@ -367,6 +373,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_partials(const double*
     int patch = blockIdx.x * WARPS + threadIdx.x / 32;
     if (patch >= patches) return;  // the whole warp
     double total = 0.0;
+#pragma unroll 4
     for (int tile = threadIdx.x % 32; tile < tiles; tile += 32) total += partials[(i64)patch * tiles + tile];
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);

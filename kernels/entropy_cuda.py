@@ -148,8 +148,8 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise ImportError(
-            "logits on a CUDA device need CuPy, which is not installed: pip install 'meal-gpu[cuda]', or move the logits "
-            "to the CPU"
+            "logits on a CUDA device need CuPy, which is not installed: pip install 'meal-gpu[cuda]', or move the "
+            "logits to the CPU"
         ) from error
     return cupy
 
@@ -161,8 +161,8 @@ def _kernels(variant: Variant, device: int) -> tuple[Any, Any]:
     return module.get_function(variant.name), module.get_function("sum_partials")
 
 
-# Partial sums, kept between calls so that a call with `out` allocates nothing; one per device and stream, since calls on
-# different streams overlap.
+# Partial sums, kept between calls so that a call with `out` allocates nothing; one per device and stream, since calls
+# on different streams overlap.
 _workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 
@@ -197,10 +197,10 @@ def patch_entropy(
     )
     device = logits.device
     with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = torch.cuda.current_stream(device)
         scores, sum_partials = _kernels(plan.variant, device.index)
-        partials = np.uintp(_workspace(plan.partials, device, stream).data_ptr())
-        arguments = (np.uintp(logits.data_ptr()), partials, np.uintp(0 if pixels is None else pixels.data_ptr()))
-        with cupy.cuda.ExternalStream(stream, device.index):
-            scores((plan.grid,), (THREADS,), (*arguments, *plan.scalars), shared_mem=plan.shared_bytes)
+        partials = np.uintp(_workspace(plan.partials, device, stream.cuda_stream).data_ptr())
+        addresses = (np.uintp(logits.data_ptr()), partials, np.uintp(0 if pixels is None else pixels.data_ptr()))
+        with cupy.cuda.Stream.from_external(stream):
+            scores((plan.grid,), (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)
             sum_partials((plan.sum_grid,), (THREADS,), (partials, np.uintp(sums.data_ptr()), *plan.sum_scalars))
