@@ -333,7 +333,7 @@ def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tupl
             begins.append(y)
     pad = (0, -W % TILE + RUN)
     start = np.searchsorted(x0, np.arange(w))
-    x0, x1, wx = (np.pad(t, pad, mode="edge") for t in (x0, x1, wx))
+    x0, x1, wx = np.pad(x0, pad, mode="edge"), np.pad(x1, pad, mode="edge"), np.pad(wx, pad, mode="edge")
     bands = np.array([*begins, rows])
     return bands, y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start, wy, wx
 

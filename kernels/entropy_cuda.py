@@ -101,14 +101,14 @@ def launch_plan(
     blocks = B * cells_y * cells_x * tiles
     if blocks > MAX_GRID:
         raise ValueError(f"{blocks} tiles exceed the {MAX_GRID} of one launch: give a smaller batch")
-    ints = (h, w, H, W, align_corners, patch_h, patch_w, rows, cols, cells_y, cells_x)
-    ints += (tile_w, thread_rows, tiles_x, tiles, *window)
+    image = (h, w, H, W, align_corners, patch_h, patch_w, rows, cols, cells_y, cells_x)
+    tiling = (tile_w, thread_rows, tiles_x, tiles, *window)
     patches = B * rows * cols
     return Plan(
         variant=Variant(C, DTYPES[dtype], score, mode),
         grid=blocks,
         shared_bytes=shared,
-        scalars=(*(np.int64(s) for s in strides), *(np.int32(i) for i in ints)),
+        scalars=(*(np.int64(s) for s in strides), *(np.int32(i) for i in image + tiling)),
         partials=patches * tiles,
         sum_grid=-(-patches // WARPS),
         sum_scalars=(np.int32(patches), np.int32(tiles)),

@@ -18,17 +18,17 @@ _library.define(
 def _cpu(
     logits: Tensor, sums: Tensor, pixels: Tensor | None, height: int, width: int, score: str, align_corners: bool
 ) -> None:
-    from . import entropy_cpu
+    from .entropy_cpu import patch_entropy
 
-    entropy_cpu.patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
+    patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
 
 
 def _cuda(
     logits: Tensor, sums: Tensor, pixels: Tensor | None, height: int, width: int, score: str, align_corners: bool
 ) -> None:
-    from . import entropy_cuda
+    from .entropy_cuda import patch_entropy
 
-    entropy_cuda.patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
+    patch_entropy(logits, sums, pixels, (height, width), score, align_corners)
 
 
 def _fake(

@@ -11,7 +11,9 @@ from meal_gpu.kernels import reference
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
-@pytest.mark.parametrize("sizes", [(1, 1), (1, 7), (7, 1), (5, 5), (5, 20), (23, 90), (30, 120), (9, 4), (2, 3), (64, 1023)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1), (1, 7), (7, 1), (5, 5), (5, 20), (23, 90), (30, 120), (9, 4), (2, 3), (64, 1023)]
+)
 def test_taps_are_those_of_interpolate(sizes: tuple[int, int], align_corners: bool) -> None:
     """Interpolating the identity matrix gives torch's own weights."""
     n_in, n_out = sizes
