@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import numba
 import torch
 
 from .config import Config
@@ -45,6 +46,7 @@ def resolve(config: Config) -> Backend:
 
     Raises `InputError` for an explicit choice that this machine does not have.
     """
+    _start_threads()
     device, device_reason = _device(config.device)
     dtype, dtype_reason = _dtype(config.model.precision, device)
     if config.umap.backend == "cuml":
@@ -78,6 +80,17 @@ def machine() -> dict[str, object]:
     return card
 
 
+def _start_threads() -> None:
+    """Start numba's threads, as many as PyTorch's, and give PyTorch its own number back.
+
+    Starting them sets the OpenMP thread count of the whole process. If that happened with the first kernel call, in
+    the middle of a run, and with another number, PyTorch would split its sums differently from then on.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+
+
 def _device(wanted: str) -> tuple[torch.device, str]:
     if wanted == "cpu":
         return torch.device("cpu"), "asked for"
@@ -97,7 +110,7 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Absent before torch 2.10; without it float32 is chosen, which is right everywhere.
-        flags = getattr(torch.cpu, "get_capabilities", dict)()
+        flags: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
     if native:
         return torch.bfloat16, "the processor multiplies it natively"

@@ -19,6 +19,10 @@ from .config import Config, shipped
 from .display import Display
 from .errors import InputError
 
+class Interrupted(Exception):  # noqa: N818
+    """Ctrl-C, with what the user should know. Typer would turn a KeyboardInterrupt into its own message and code."""
+
+
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
@@ -52,7 +56,7 @@ def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CO
     from . import launch
 
     loaded = launch.load_resumed(resume, set_)
-    _watch(loaded, lambda show: launch.resume(resume, set_, show.progress, show.observe))
+    _watch(loaded, resume, lambda show: launch.resume(resume, set_, show.progress, show.observe))
 
 
 @app.command()
@@ -63,11 +67,13 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
     from .ingest import ingest as build
 
     loaded = Config.load(config, set_)
-    with Display(console) as show:
-        stores = build(loaded.data, show.progress)
-        for store in filter(None, (stores.train, stores.val)):
-            if verify:
+    try:
+        with Display(console) as show:
+            stores = build(loaded.data, show.progress)
+            for store in filter(None, (stores.train, stores.val)) if verify else ():
                 store.verify(show.progress)
+    except KeyboardInterrupt:
+        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from None
     for store in filter(None, (stores.train, stores.val)):
         console.print(f"{len(store.names):>7} images{', verified' if verify else ''}   {store.path}", highlight=False,
                       soft_wrap=True)
@@ -104,21 +110,23 @@ def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
     loaded = Config.load(config, overrides)
     directory = out or launch.default_directory(loaded)
     console.print(f"[bold]{config}[/] → {directory}", highlight=False, soft_wrap=True)
-    _watch(loaded, lambda show: launch.run(loaded, directory, show.progress, show.observe))
+    _watch(loaded, directory, lambda show: launch.run(loaded, directory, show.progress, show.observe))
 
 
-def _watch(config: Config, work: Callable[[Display], Path]) -> None:
+def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -> None:
     """Show a run as it goes, then its summary and where its report is."""
     from .oracle import LabelsMissingError
     from .report import load_run, print_table
 
     try:
         with Display(console, config) as show:
-            directory = work(show)
+            work(show)
+    except KeyboardInterrupt:
+        raise Interrupted(f" Finished rounds are kept; go on with: meal-gpu run --resume {directory}") from None
     except LabelsMissingError as waiting:
         console.print(f"Waiting for labels: {waiting}.\nThe patches are in {waiting.directory.parent / 'images'}, "
                       "query.json beside them says where each one lies.\nWhen the masks are there: "
-                      f"meal-gpu run --resume {waiting.directory.parents[3]}", highlight=False, soft_wrap=True)
+                      f"meal-gpu run --resume {directory}", highlight=False, soft_wrap=True)
         return
     print_table([load_run(directory)], console)
     _say_where(directory / "report.html")
@@ -139,6 +147,10 @@ def main() -> None:
     except InputError as error:
         errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Finished rounds are kept: meal-gpu run --resume DIR goes on.", highlight=False)
+    except Interrupted as stop:
+        errors.print(f"Interrupted.{stop}", highlight=False, soft_wrap=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

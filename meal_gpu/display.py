@@ -10,6 +10,9 @@ from .config import Config
 from .records import Record
 
 
+IN_ROUNDS = ("train", "evaluate", "score", "embed")
+
+
 class Display:
     """Takes a run's ``progress`` and ``observe`` calls. Without a terminal only the lines are printed."""
 
@@ -18,7 +21,7 @@ class Display:
         self.bars = Progress(
             TextColumn("{task.description:<24}"), BarColumn(bar_width=28), TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(), TextColumn("· left"), TimeRemainingColumn(), console=console, transient=True,
-            disable=not console.is_terminal)
+            disable=not console.is_terminal, speed_estimate_period=900)  # training comes in bursts: look far back
         self.stage: TaskID | None = None
         self.stage_name = ""
         self.work: list[list[float]] = []
@@ -47,7 +50,7 @@ class Display:
             if self.stage is not None:
                 self.bars.remove_task(self.stage)
             self.stage, self.stage_name = self.bars.add_task(stage, total=total), stage
-        where = f"round {self.at[1]} · {stage}" if self.seeds and stage in ("train", "score") else stage
+        where = f"round {self.at[1]} · {stage}" if self.seeds and stage in IN_ROUNDS else stage
         self.bars.update(self.stage, completed=done, total=total, description=where)
         if self.whole is not None and stage == "train":
             seed, k = self.at

@@ -1,8 +1,12 @@
 """The manifold embedding Φ (paper, sections 3.2 and 3.5): UMAP of patch features, fitted and looked up or placed."""
 
+import contextlib
+import functools
 import hashlib
+import inspect
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ class Embedding:
     points: Tensor
     """float32 ``[n, n_components]``: where the fitted vectors lie, on their device."""
     reducer: Any
-    """The fitted UMAP; None where the points came from the cache."""
+    """The fitted UMAP; None where the points came from the cache, or are too few for one."""
 
     def place(self, features: Tensor) -> Tensor:
         """Place vectors float32 ``[m, C]`` that the fit did not see (a finetuned backbone moves them).
@@ -32,14 +36,20 @@ class Embedding:
         """
         reducer = self.reducer
         reducer.transform_seed = reducer.random_state
-        return torch.from_numpy(reducer.transform(features.cpu().numpy())).to(features.device)
+        # A copy: for the vectors it was fitted on, transform hands out the reducer's own array.
+        return torch.from_numpy(np.array(reducer.transform(features.cpu().numpy()), np.float32)).to(features.device)
 
 
 def fit(features: Tensor, config: UmapConfig, seed: int) -> Embedding:
     """Fit UMAP on float32 ``[n, C]`` with umap-learn; ``seed`` makes it deterministic (and single-threaded).
 
-    ``n_neighbors`` is clamped to n - 1: MEAL-FT fits on as few vectors as there are candidates.
+    ``n_neighbors`` is clamped to n - 1: MEAL-FT fits on as few vectors as there are candidates. One or two vectors
+    have no neighbourhoods to preserve (umap-learn refuses them): they are put on a line, 1 apart.
     """
+    if len(features) < 3:
+        points = torch.zeros(len(features), config.n_components, device=features.device)
+        points[:, 0] = torch.arange(len(features))
+        return Embedding(points, None)
     import umap  # 3 to 20 seconds: paid only by the strategies that embed
 
     reducer = umap.UMAP(
@@ -48,10 +58,11 @@ def fit(features: Tensor, config: UmapConfig, seed: int) -> Embedding:
         # Spectral initialisation needs more vectors than components + 1.
         init="spectral" if len(features) > config.n_components + 2 else "random",
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _seeded_eigensolver(umap.spectral.scipy.sparse.linalg, seed):
         warnings.filterwarnings("ignore", "n_jobs value", UserWarning)  # one thread is what random_state means
-        points = reducer.fit_transform(features.cpu().numpy())
-    return Embedding(torch.from_numpy(np.ascontiguousarray(points, np.float32)).to(features.device), reducer)
+        warnings.filterwarnings("ignore", "Spectral init", UserWarning)  # of equal vectors; random places do for them
+        placed = reducer.fit_transform(features.cpu().numpy())
+    return Embedding(torch.from_numpy(np.array(placed, np.float32, order="C")).to(features.device), reducer)
 
 
 def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path) -> Embedding:
@@ -60,8 +71,24 @@ def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path)
     digest = hashlib.blake2b(host.tobytes(), digest_size=12)
     digest.update(json.dumps([host.shape, config.model_dump(mode="json"), seed]).encode())
     file = directory / f"{digest.hexdigest()}.npy"
-    if file.is_file():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: fitted again
         return Embedding(torch.from_numpy(np.load(file)).to(features.device), None)
     embedding = fit(features, config, seed)
     write_atomic(file, lambda stream: np.save(stream, embedding.points.cpu().numpy()))
     return embedding
+
+
+@contextlib.contextmanager
+def _seeded_eigensolver(linalg: Any, seed: int) -> Iterator[None]:
+    """Give scipy's ``eigsh`` a seed inside umap-learn, which gives it none.
+
+    Where vectors coincide, the Krylov space that it builds may end early, and scipy >= 1.17 goes on from fresh entropy:
+    equal seeds then gave different points. Otherwise nothing is drawn, and nothing changes.
+    """
+    solve = linalg.eigsh
+    if "rng" in inspect.signature(solve).parameters:
+        linalg.eigsh = functools.partial(solve, rng=seed)
+    try:
+        yield
+    finally:
+        linalg.eigsh = solve

@@ -53,7 +53,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         clock = StageClock(experiment.backend.device)
         labels = oracle.label(k, ids_of(asked))
         pool.reveal(ids_of(asked), labels)
-        if k > 0:
+        if gallery_file(directory, k).exists():  # not on a machine that got only the small files
             update_arrays(gallery_file(directory, k), {"truth": labels.numpy()})
         model, history = learn(experiment, pool, seed, k, clock)
         next_query: list[Record] = []
@@ -92,7 +92,8 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
         if val_features is None or experiment.val_masks is None:
             return None
         with clock.stage("evaluate"):
-            return evaluate(model, val_features, experiment.val_masks, experiment.num_classes, experiment.backend)
+            return evaluate(model, val_features, experiment.val_masks, experiment.num_classes, experiment.backend,
+                            experiment.progress)
 
     with clock.stage("train"):
         history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,

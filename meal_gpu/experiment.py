@@ -87,12 +87,14 @@ class Experiment:
     def embedding(self, seed: int) -> Embedding:
         """Φ of Step 0, fitted on the pretrained vectors of the whole pool; once per seed."""
         if seed not in self._embeddings:
+            self.progress("embed", 0, 1)
             settings = self.config.umap, derive(seed, 0, "umap") % 2**32
             if self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
                 cache = cache_dir(self.config.data) / "embeddings"
                 self._embeddings[seed] = fit_cached(self.pretrained_vectors, *settings, cache)
             else:
                 self._embeddings[seed] = fit(self.pretrained_vectors, *settings)
+            self.progress("embed", 1, 1)
         return self._embeddings[seed]
 
     @cached_property
@@ -114,6 +116,7 @@ def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
     """
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config)
+    torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
     stores = ingest(config.data, progress)
     _check_budget(config, len(stores.train.names))

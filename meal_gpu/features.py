@@ -35,16 +35,15 @@ class Features:
         model.eval()
         with backend.autocast():
             low, high = model.features(frames[torch.zeros(1, dtype=torch.int64, device=frames.device)])
-            sizes = tuple(low.shape[2:]), tuple(high.shape[2:])
+            low_size, high_size = (low.shape[2], low.shape[3]), (high.shape[2], high.shape[3])
             if not cached:
-                return cls(frames, *sizes, None)
-            cache = tuple(torch.empty(frames.count, *maps.shape[2:], maps.shape[1], dtype=backend.dtype,
-                                      device=frames.device) for maps in (low, high))
+                return cls(frames, low_size, high_size, None)
+            cache = _empty_cache(frames, low, backend.dtype), _empty_cache(frames, high, backend.dtype)
             for index in frames.batches(batch_size(frames.grid)):
                 for store, maps in zip(cache, model.features(frames[index]), strict=True):
                     store[index] = maps.permute(0, 2, 3, 1).to(backend.dtype)
                 progress(stage, int(index[-1]) + 1, frames.count)
-        return cls(frames, *sizes, cache)
+        return cls(frames, low_size, high_size, cache)
 
     def get(self, model: DeepLabV3Plus, index: Tensor) -> tuple[Tensor, Tensor]:
         """Maps ``[B, C, h4, w4]`` and ``[B, C, h16, w16]`` of frames int64 ``[B]``."""
@@ -74,6 +73,11 @@ def cache_bytes(frames: Frames, low: Tensor, high: Tensor, dtype: torch.dtype) -
 def batch_size(grid: Grid) -> int:
     """Frames per forward pass."""
     return max(1, BATCH_PIXELS // (grid.height * grid.width))
+
+
+def _empty_cache(frames: Frames, maps: Tensor, dtype: torch.dtype) -> Tensor:
+    _, channels, height, width = maps.shape
+    return torch.empty(frames.count, height, width, channels, dtype=dtype, device=frames.device)
 
 
 def _mean_matrix(n_pixels: int, patch: int, n_patches: int, n_in: int) -> Tensor:

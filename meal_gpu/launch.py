@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,7 @@ def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
         for seed in experiment.config.seeds:
             folder = directory / f"seed-{seed}"
             folder.mkdir(exist_ok=True)
-            run_seed(experiment, seed, folder, _oracle(experiment, folder),
-                     lambda record, seed=seed: observe(seed, record))
+            run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed))
         write_report([load_run(directory)], directory / "report.html")
     return directory
 

@@ -5,7 +5,9 @@ computes what it would compute on the whole image (equal in eval mode), at the c
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
@@ -32,6 +34,14 @@ class ConvNormAct(nn.Sequential):
             nn.BatchNorm2d(c_out),
             nn.ReLU(inplace=True),
         )
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[0])
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Batch-norm and ReLU, for a convolution that was computed another way."""
+        return cast(Tensor, self[2](self[1](x)))
 
 
 class Dropout(nn.Module):
@@ -78,12 +88,12 @@ class ASPP(nn.Module):
         maps = _nhwc(high)
         branches = [self.point(_nchw(along(at.rows.high, at.cols.high, maps)))]
         batch, (k, n) = len(maps), branches[0].shape[2:]
-        for i, (conv, norm, act) in enumerate(self.atrous):
+        for i, branch in enumerate(cast("Iterable[ConvNormAct]", self.atrous)):
             # Gather the nine taps, then one product: a convolution would have to compute the whole map.
             read = along(at.rows.atrous[:, i], at.cols.atrous[:, i], maps).view(batch, 3, k, 3, n, -1)
             read = read.permute(0, 2, 4, 1, 3, 5).reshape(batch, k, n, -1)
-            weight = conv.weight.permute(0, 2, 3, 1).reshape(conv.out_channels, -1)
-            branches.append(act(norm(_nchw(F.linear(read, weight)))))
+            weight = branch.conv.weight.permute(0, 2, 3, 1).reshape(branch.conv.out_channels, -1)
+            branches.append(branch.finish(_nchw(F.linear(read, weight))))
         return self._merge(branches, high)
 
     def _merge(self, branches: list[Tensor], high: Tensor) -> Tensor:
@@ -126,26 +136,20 @@ class Decoder(nn.Module):
 
     def _fuse(self, low: Tensor, aspp: Tensor, up_rows: Tensor, up_cols: Tensor) -> Tensor:
         """conv3x3([low | upsample(aspp)]) + batch-norm + ReLU + dropout; low comes with its padding of 1."""
-        conv, *rest = self.fuse
+        weight = self.fuse.conv.weight
         c_low, channels = low.shape[1], aspp.shape[1]
         # [out, in, dy, dx] → one 1 × 1 product per tap, ordered (dy, dx, out).
-        per_tap = conv.weight[:, c_low:].permute(2, 3, 0, 1).reshape(-1, channels)
+        per_tap = weight[:, c_low:].permute(2, 3, 0, 1).reshape(-1, channels)
         products = F.linear(_nhwc(aspp), per_tap)
         batch, h16, w16, _ = products.shape
         products = products.view(batch, h16, w16, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
         up = along(up_rows, up_cols, products.reshape(batch, 3 * h16, 3 * w16, -1))
-        x = F.conv2d(low, conv.weight[:, :c_low]) + _nchw(up)
-        for layer in rest:
-            x = layer(x)
-        return self.fuse_dropout(x)
+        return self.fuse_dropout(self.fuse.finish(F.conv2d(low, weight[:, :c_low]) + _nchw(up)))
 
     def _classify(self, fused: Tensor) -> Tensor:
         """conv3x3 + batch-norm + ReLU + dropout + 1 × 1; the input comes with its padding of 1."""
-        conv, *rest = self.refine
-        x = F.conv2d(fused, conv.weight)
-        for layer in rest:
-            x = layer(x)
-        return self.classify(self.refine_dropout(x))
+        x = self.refine.finish(F.conv2d(fused, self.refine.conv.weight))
+        return cast(Tensor, self.classify(self.refine_dropout(x)))
 
 
 class DeepLabV3Plus(nn.Module):
@@ -167,9 +171,9 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, num_classes: int, config: ModelConfig | None = None) -> None:
         super().__init__()
         config = config or ModelConfig(weights="none")
-        self.backbone = _backbone(config)
+        self.backbone = _backbone(config)  # timm adds `feature_info` to the module
         self.freeze_backbone = config.freeze_backbone
-        c_low, c_high = self.backbone.feature_info.channels()
+        c_low, c_high = cast(Any, self.backbone).feature_info.channels()
         self.aspp = ASPP(c_high)
         self.decoder = Decoder(c_low, num_classes)
         for module in [*self.aspp.modules(), *self.decoder.modules()]:
@@ -222,7 +226,7 @@ def _nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def _backbone(config: ModelConfig) -> nn.Module:
+def _backbone(config: ModelConfig) -> Any:
     if not timm.is_model(config.backbone):
         raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
                          f"{did_you_mean(config.backbone, timm.list_models())}")

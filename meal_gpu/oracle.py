@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -66,23 +67,28 @@ class PeopleOracle:
         folder = self.directory / "to-label" / f"round-{round_:02d}"
         patches = [self.grid.describe(patch, self.names) for patch in ids.tolist()]
         files = [f"{Path(str(p['image'])).as_posix().replace('/', '_')}_r{p['row']}_c{p['col']}.png" for p in patches]
-        self._ask(folder, ids.tolist(), patches, files)
+        query = [{"id": patch, **where, "file": file}
+                 for patch, where, file in zip(ids.tolist(), patches, files, strict=True)]
+        self._ask(folder, query, round_)
         missing = [file for file in files if not (folder / "masks" / file).is_file()]
         if missing:
             raise LabelsMissingError(folder / "masks", len(missing), len(files))
         return torch.from_numpy(np.stack([self._read(folder / "masks" / file) for file in files]))
 
-    def _ask(self, folder: Path, ids: list[int], patches: list[dict[str, object]], files: list[str]) -> None:
+    def _ask(self, folder: Path, query: list[dict[str, Any]], round_: int) -> None:
         """Write the query; once written it stays as it is."""
         if (folder / "query.json").is_file():
+            if json.loads((folder / "query.json").read_bytes()) != query:
+                raise InputError(f"{folder / 'query.json'} asks for other patches than round {round_} of this run: "
+                                 "another run wrote it, or the images of the data set have changed since. Restore "
+                                 "those images, or move the folder away to be asked again.")
             return
         (folder / "masks").mkdir(parents=True, exist_ok=True)
-        for patch, file in zip(ids, files, strict=True):
-            image, cell = self.grid.split(patch)
+        for patch in query:
+            image, cell = self.grid.split(patch["id"])
             y0, x0, y1, x1 = self.grid.box(cell)
             crop = Image.fromarray(np.asarray(self.images[image, y0:y1, x0:x1]))
-            write_atomic(folder / "images" / file, lambda stream, crop=crop: crop.save(stream, "PNG"))
-        query = [{"id": patch, **where, "file": file} for patch, where, file in zip(ids, patches, files, strict=True)]
+            write_atomic(folder / "images" / patch["file"], partial(crop.save, format="PNG"))
         write_atomic(folder / "query.json", json.dumps(query, indent=1).encode())
 
     def _read(self, file: Path) -> np.ndarray:

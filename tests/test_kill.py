@@ -1,0 +1,89 @@
+"""SIGKILL at chosen and at random moments: the run that is resumed each time ends as the one that was left alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny import tiny_config
+
+PROGRAM = """
+import os, signal, sys, threading
+import meal_gpu.files, meal_gpu.records
+from meal_gpu.config import Config
+from meal_gpu.launch import resume, run
+
+config, out, moment, number = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+count = {"fsync": 0}
+def progress(stage, done, total):
+    count[stage] = count.get(stage, 0) + 1
+    if stage == moment and count[stage] == number:
+        die()
+
+real_fsync = os.fsync
+def fsync(handle):  # between a file's content and its rename: everything durable passes through here
+    count["fsync"] += 1
+    if moment == "fsync" and count["fsync"] == number:
+        die()
+    real_fsync(handle)
+os.fsync = fsync
+
+real_append = meal_gpu.records.append_durably
+def append(path, line):
+    if moment == "half a line":
+        path.open("ab").write(line[: len(line) // 2])
+        die()
+    real_append(path, line)
+meal_gpu.records.append_durably = append
+
+if moment == "seconds":
+    threading.Timer(number, die).start()
+if os.path.exists(out + "/config.yaml"):
+    resume(out, progress=progress)
+else:
+    run(Config.load(config), out, progress=progress)
+os._exit(0)
+"""
+
+MOMENTS = [
+    ("ingest train", 3),  # while decoding
+    ("train", 2),         # in the middle of round 0's training
+    ("fsync", 3),         # in the middle of writing an artefact
+    ("half a line", 0),   # in the middle of the line that ends a round
+    ("score", 1),         # while scoring the pool
+    ("seconds", 0.9),     # wherever that is
+    ("seconds", 1.7),
+    ("fsync", 6),
+]
+
+
+def test_killed_again_and_again(tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_config(tmp_path, **{"query.strategy": "entropy"}).dump())
+
+    def start(out: Path, moment: str, number: float) -> int:
+        return subprocess.run([sys.executable, "-c", PROGRAM, str(config), str(out), moment, str(number)],
+                              check=False).returncode
+
+    killed = 0
+    for moment, number in MOMENTS:
+        code = start(tmp_path / "killed", moment, number)
+        assert code in (0, -9)
+        killed += code == -9
+    assert killed >= 5, "most of the moments must lie inside the run, or this tests nothing"
+    assert start(tmp_path / "killed", "never", 0) == 0
+    assert start(tmp_path / "whole", "never", 0) == 0
+
+    def lines(out: Path) -> list[dict]:
+        text = (out / "seed-0" / "rounds.jsonl").read_text()
+        assert text.endswith("\n")
+        return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "peak_bytes")}
+                for line in text.splitlines()]
+
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    left = [path.name for path in (tmp_path / "killed").rglob(".*") if path.name != ".lock"]
+    assert len(left) <= killed, f"at most one unfinished temporary file per kill: {left}"
