@@ -65,7 +65,8 @@ def patch_entropy(
     ----------
     logits : Tensor [B, C, h, w], float32, float16 or bfloat16, CPU or CUDA
         Unnormalised class scores, 2 <= C <= 256. Any strides; contiguous and channels_last are both read directly.
-        Arithmetic is float32. A NaN or infinite logit makes the pixels it touches, and their patches, NaN.
+        Arithmetic is float32, interpolation float64 where logits are beyond 48. A NaN or infinite logit makes the
+        entropy of the pixels that it touches, and of their patches, non-finite.
     size : (H, W), pixels
         Size of the image to upsample to, as ``torch.nn.functional.interpolate(mode="bilinear")`` does; ``(h, w)`` means
         no upsampling.

@@ -170,8 +170,6 @@ def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-unty
     C = top.shape[0]
     for k in range(TILE):
         m[k] = top[0, k] + weight * dif[0, k]
-        S[k] = np.float32(0.0)
-        T[k] = np.float32(0.0)
     for c in range(1, C):
         for k in range(TILE):
             v = top[c, k] + weight * dif[c, k]
@@ -179,6 +177,9 @@ def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-unty
             # With these comparisons a NaN stays, in m or among the losers, and reaches S and T.
             lose[c - 1, k] = best if v > best else v
             m[k] = v if v > best else best
+    for k in range(TILE):
+        S[k] = np.float32(m[k] - m[k])  # 0, or NaN if the largest is infinite, as the reference has it
+        T[k] = np.float32(0.0)
     if score == 0:
         for c in range(C - 1):
             for k in range(TILE):
