@@ -35,29 +35,25 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     Raises `InputError` where the network's output is not finite, naming the round and the image.
     """
     with clock.stage("score"):
-        seen = _score(experiment, model, k)
+        seen = _score(experiment, model)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = experiment.strategy.choose(view, experiment.config.query.n_query)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
-    _check(ids, view.free, experiment)
+    # From here on the host reads: nothing before has waited for the device, unless the strategy embeds.
+    _check_finite(seen, experiment, k)
+    _check_promise(ids, view.free, experiment)
     return Query(ids, None if seen.score is None else seen.score[ids], embedded)
 
 
-def _score(experiment: Experiment, model: DeepLabV3Plus, k: int) -> Predictions:
-    config, needs = experiment.config, set(experiment.strategy.needs)
+def _score(experiment: Experiment, model: DeepLabV3Plus) -> Predictions:
+    needs = set(experiment.strategy.needs)
     if "embedding" in needs:
         needs |= {"features"}
-    if config.model.freeze_backbone:
+    if experiment.config.model.freeze_backbone:
         needs -= {"features"}  # constants: experiment.pretrained_vectors
-    seen = predict(model, experiment.features(model), needs, config.query.score, experiment.backend,
+    return predict(model, experiment.features(model), needs, experiment.config.query.score, experiment.backend,
                    experiment.progress)
-    bad = non_finite_patch(seen)
-    if bad is not None:
-        image = experiment.stores.train.names[experiment.grid.split(bad)[0]]
-        raise InputError(f"Round {k}: the network's output for image {image} is not finite: training diverged. "
-                         "Lower train.lr, or use model.precision: float32; the rounds before are kept.")
-    return seen
 
 
 def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: int,
@@ -77,6 +73,7 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
 
     def place(candidates: Tensor) -> Tensor:
         assert vectors is not None
+        _check_finite(seen, experiment, k)
         with clock.stage("embed"):
             phi = experiment.embedding(seed)
             embedded["points"] = phi.points.cpu().numpy()
@@ -86,12 +83,14 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
 
     def fit_alone(candidates: Tensor) -> Tensor:
         assert vectors is not None
+        _check_finite(seen, experiment, k)
         with clock.stage("embed"):
             return remember(candidates, fit(vectors[candidates], config.umap, derive(seed, k, "umap") % 2**32).points)
 
     view = PoolView(
-        image=ids // experiment.grid.cells, cell=ids % experiment.grid.cells, free=pool.free, labelled=~pool.free,
-        query=config.query, score=seen.score, features=vectors, probabilities=seen.probabilities,
+        image=ids // experiment.grid.cells, cell=ids % experiment.grid.cells,
+        free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids), labelled=~pool.free, query=config.query,
+        score=seen.score, features=vectors, probabilities=seen.probabilities,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,
         fit=fit_alone if "features" in needs else None,
@@ -99,7 +98,15 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
     return view, embedded
 
 
-def _check(ids: Tensor, free: Tensor, experiment: Experiment) -> None:
+def _check_finite(seen: Predictions, experiment: Experiment, k: int) -> None:
+    bad = non_finite_patch(seen)
+    if bad is not None:
+        image = experiment.stores.train.names[experiment.grid.split(bad)[0]]
+        raise InputError(f"Round {k}: the network's output for image {image} is not finite: training diverged. "
+                         "Lower train.lr, or use model.precision: float32; the rounds before are kept.")
+
+
+def _check_promise(ids: Tensor, free: Tensor, experiment: Experiment) -> None:
     wanted = experiment.config.query.n_query
     if len(ids) != wanted or len(ids.unique()) != wanted or not bool(free[ids].all()):
         raise ValueError(f"strategy '{experiment.config.query.strategy}' must return {wanted} distinct free patch ids, "

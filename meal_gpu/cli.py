@@ -19,6 +19,7 @@ from .config import Config, shipped
 from .display import Display
 from .errors import InputError
 
+
 class Interrupted(Exception):  # noqa: N818
     """Ctrl-C, with what the user should know. Typer would turn a KeyboardInterrupt into its own message and code."""
 

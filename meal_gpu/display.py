@@ -9,7 +9,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from .config import Config
 from .records import Record
 
-
 IN_ROUNDS = ("train", "evaluate", "score", "embed")
 
 

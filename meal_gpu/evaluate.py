@@ -54,11 +54,12 @@ def evaluate(model: DeepLabV3Plus, features: Features, masks: Frames, num_classe
     grid = features.frames.grid
     height, width = grid.rows * grid.patch_height, grid.cols * grid.patch_width
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
+    done = 0
     for index in features.frames.batches(batch_size(grid)):
         with backend.autocast():
             logits = model.logits(*features.get(model, index))
         logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
         prediction = logits.argmax(1)
         add_confusion(confusion, masks[index][:, :height, :width], prediction[:, :height, :width])
-        progress("evaluate", int(index[-1]) + 1, features.frames.count)
+        progress("evaluate", done := done + len(index), features.frames.count)
     return Score.of(confusion)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backend import Backend, resolve
 from .config import Config
-from .datasets import cache_dir
+from .datasets import Dataset, cache_dir, open_dataset
 from .embed import Embedding, fit, fit_cached
 from .errors import InputError
 from .features import Features, batch_size, cache_bytes
@@ -101,11 +101,11 @@ class Experiment:
     def pretrained_vectors(self) -> Tensor:
         """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
         features = self.features(self.pretrained)
-        parts = []
+        parts, done = [], 0
         with torch.no_grad(), self.backend.autocast():
             for index in features.frames.batches(batch_size(features.frames.grid)):
                 parts.append(features.patch_vectors(features.get(self.pretrained, index)[1]))
-                self.progress("features", int(index[-1]) + 1, features.frames.count)
+                self.progress("features", done := done + len(index), features.frames.count)
         return torch.cat(parts)
 
 
@@ -116,11 +116,12 @@ def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
     """
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config)
+    dataset = open_dataset(config.data)
+    _check_budget(config, len(dataset.train))
+    _check_oracle(config, dataset)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
-    stores = ingest(config.data, progress)
-    _check_budget(config, len(stores.train.names))
-    _check_oracle(config, stores)
+    stores = ingest(config.data, progress, dataset)
 
     grid, context = config.data.tiling(), config.data.context
     images = as_tensor(stores.train.images)
@@ -177,10 +178,10 @@ def _check_budget(config: Config, n_images: int) -> None:
             "query.n_query or query.n_initial_images, or use a finer data.grid.")
 
 
-def _check_oracle(config: Config, stores: Stores) -> None:
+def _check_oracle(config: Config, dataset: Dataset) -> None:
     people = config.query.oracle == "people"
     if people and len(config.seeds) > 1:
         raise InputError(f"query.oracle is 'people' and seeds are {config.seeds}: people label one run. Give one seed.")
-    if not people and stores.train.masks is None:
+    if not people and dataset.train[0].mask is None:
         raise InputError("The pool has no masks to simulate an oracle with. Give data.masks, or use query.oracle: "
                          "people.")

@@ -38,11 +38,11 @@ class Features:
             low_size, high_size = (low.shape[2], low.shape[3]), (high.shape[2], high.shape[3])
             if not cached:
                 return cls(frames, low_size, high_size, None)
-            cache = _empty_cache(frames, low, backend.dtype), _empty_cache(frames, high, backend.dtype)
+            cache, done = (_empty_cache(frames, low, backend.dtype), _empty_cache(frames, high, backend.dtype)), 0
             for index in frames.batches(batch_size(frames.grid)):
                 for store, maps in zip(cache, model.features(frames[index]), strict=True):
                     store[index] = maps.permute(0, 2, 3, 1).to(backend.dtype)
-                progress(stage, int(index[-1]) + 1, frames.count)
+                progress(stage, done := done + len(index), frames.count)
         return cls(frames, low_size, high_size, cache)
 
     def get(self, model: DeepLabV3Plus, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,14 +28,14 @@ class Stores:
     val: Store | None
 
 
-def ingest(data: DataConfig, progress: Progress = no_progress) -> Stores:
+def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset | None = None) -> Stores:
     """Open the stores of a data set, after building those that are missing, stale or damaged.
 
     A build that was killed is continued. Of two processes that want one store, the second waits for the first.
-    Calls ``progress("ingest train", done, total)``, in images. Raises `InputError` for whatever is wrong with the
-    data, and when the disk is full: what is decoded by then is kept.
+    Calls ``progress("ingest train", done, total)``, in images; ``dataset`` saves listing its files again. Raises
+    `InputError` for whatever is wrong with the data, and when the disk is full: what is decoded by then is kept.
     """
-    dataset = open_dataset(data)
+    dataset = dataset or open_dataset(data)
     train, val = (_open_or_build(_plan(dataset, split, samples, data), progress) if samples else None
                   for split, samples in (("train", dataset.train), ("val", dataset.val)))
     assert train is not None  # open_dataset refuses an empty training split

@@ -56,6 +56,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "features", "probabilities") if name in needs}
     if not parts:
         return Predictions()
+    done = 0
     for index in features.frames.batches(batch_size(grid)):
         with backend.autocast():
             low, high = features.get(model, index)
@@ -68,7 +69,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
             parts["score"].append(sums.flatten() / grid.patch_pixels)
         if "probabilities" in parts:
             parts["probabilities"].append(features.patch_vectors(logits.float().softmax(1)))
-        progress("score", int(index[-1]) + 1, features.frames.count)
+        progress("score", done := done + len(index), features.frames.count)
     return Predictions(**{name: torch.cat(values) for name, values in parts.items()})
 
 

@@ -25,6 +25,8 @@ class PoolView:
     """int64 ``[n_patches]``: row * cols + col"""
     free: Tensor
     """bool ``[n_patches]``: may be asked for"""
+    n_free: int
+    """How many may be asked for; known without waiting for the device."""
     labelled: Tensor
     """bool ``[n_patches]``"""
     query: QueryConfig
@@ -41,18 +43,21 @@ class PoolView:
     fit: Callable[[Tensor], Tensor] | None = None
     """ids → float32 ``[n, d]`` in an embedding fitted on these ids alone; where it needs ``features``."""
 
+    @property
+    def free_ids(self) -> Tensor:
+        """int64 ``[n_free]``, ascending. By sorting, since `nonzero` would wait for the device to count."""
+        return torch.argsort((~self.free).to(torch.uint8), stable=True)[: self.n_free]
+
     def most_uncertain(self, n: int) -> Tensor:
-        """The n free patches of highest score, int64 ``[n]``, highest first (paper, Step 1)."""
+        """The n free patches of highest score, int64 ``[n]``, highest first (paper, Step 1); all if there are fewer."""
         assert self.score is not None, "declare the need of 'score' in STRATEGIES"
-        free = self.free.nonzero().squeeze(1)
-        order = torch.sort(self.score[free], descending=True, stable=True).indices
-        return free[order[:n]]
+        free = self.free_ids
+        return free[torch.sort(self.score[free], descending=True, stable=True).indices[:n]]
 
 
 def random(view: PoolView, n: int) -> Tensor:
     """n free patches, all equally likely."""
-    free = view.free.nonzero().squeeze(1)
-    return free[torch.argsort(view.uniforms(len(free)), stable=True)[:n]]
+    return view.free_ids[torch.argsort(view.uniforms(view.n_free), stable=True)[:n]]
 
 
 def entropy(view: PoolView, n: int) -> Tensor:
