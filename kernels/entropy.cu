@@ -24,7 +24,7 @@
 #define KEEP_CLASSES 32  // up to here the interpolated rows stay in registers from one pixel to the next
 // Blocks per multiprocessor that the compiler must allow: 65536 / (THREADS * this) registers per thread, which suffices
 // for the 3 C values and the rest. Without it the compiler may spill a value for an occupancy that brings nothing.
-#define BLOCKS(classes) ((classes) <= 12 ? 6 : (classes) <= 20 ? 5 : (classes) <= 26 ? 4 : 3)
+#define BLOCKS(classes) ((classes) <= 12 ? 6 : (classes) <= 20 ? 5 : (classes) <= 26 ? 4 : (classes) <= 64 ? 3 : 2)
 #define LOG2E 1.44269504f
 #define LOG2E_REST 1.92596303e-8f  // log2(e) - LOG2E
 #define LN2 0.693147181f
@@ -188,20 +188,20 @@ struct Pitch {
     static const int value = ((C + 3) / 4 | 1) * 4;
 };
 
-// Copy the window of rows x columns from (first_y, first_x) on into shared memory [row][column][class], times scale.
+// Copy the window of rows x columns from (first_y, first_x) on into shared memory [row][column][class], times scale;
+// columns beyond the image repeat its last one. reciprocal = ceil(2^32 / columns).
 // A thread takes a position and all its classes, and writes 16 bytes at a time. Contiguous tensors are read coalesced; in
 // channels_last the lines that a warp touches are used up by its next loads, out of the L1 cache. Wider loads would need
 // each position aligned (it is not: 19 classes are 38 bytes), and their values would go to shared memory one by one, in
 // conflict with each other. Returns the largest magnitude that this thread saw.
 template <class D, int C>
-static __device__ __forceinline__ float stage(const Source<D>& from, int first_y, int rows, int first_x, int columns, float scale, float4* to) {
+static __device__ __forceinline__ float stage(const Source<D>& from, int first_y, int rows, int first_x, int columns, u32 reciprocal, int last_x, float scale, float4* to) {
     const int P = Pitch<C>::value;
     float largest = 0.0f;
 #pragma unroll 1
     for (int position = threadIdx.x; position < rows * columns; position += THREADS) {
-        int row = position / columns;
-        const typename D::word* at =
-            from.data + (first_y + row) * from.stride_y + (first_x + position - row * columns) * from.stride_x;
+        int row = __umulhi(position, reciprocal), x = min(first_x + position - row * columns, last_x);
+        const typename D::word* at = from.data + (first_y + row) * from.stride_y + x * from.stride_x;
         float value[(C + 3) / 4 * 4] = {};
         if (from.stride_c == 1) {  // immediate offsets
 #pragma unroll
@@ -223,46 +223,50 @@ static __device__ __forceinline__ float stage(const Source<D>& from, int first_y
     return largest;
 }
 
-// Interpolate all classes of a staged row horizontally, between the positions left and right.
-template <int C>
-static __device__ __forceinline__ void interpolate(const float4* left, const float4* right, float weight, float (&to)[C]) {
+// Interpolate all classes of a staged row horizontally, between the positions left and right, and subtract minus.
+template <int C, bool SUBTRACT>
+static __device__ __forceinline__ void interpolate(const float4* left, const float4* right, float weight, const float (&minus)[C], float (&to)[C]) {
+    const float rest = 1.0f - weight;  // that both add up to 1 only nearly scales all classes alike
 #pragma unroll
     for (int c = 0; c < C; c += 4) {
         float4 a = left[c / 4], b = right[c / 4];
         const float from[4] = {a.x, a.y, a.z, a.w}, towards[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-        for (int k = 0; k < 4 && c + k < C; ++k) to[c + k] = fmaf(weight, towards[k] - from[k], from[k]);
+        for (int k = 0; k < 4 && c + k < C; ++k) {
+            float far = SUBTRACT ? fmaf(weight, towards[k], -minus[c + k]) : weight * towards[k];
+            to[c + k] = fmaf(rest, from[k], far);
+        }
     }
 }
 
-// One tile. Patches are patch_h x patch_w pixels; cells_y x cells_x of them are done, of which those outside rows x cols
-// (the remainder of the image, if a map is wanted) enter no sum. partials[patch][tile] float64, map [B][H][W] or null.
+// One tile: grid = (patches, tiles down a patch, tiles across). Patches are patch_h x patch_w pixels; cells_y x cells_x
+// of them are done, of which those outside rows x cols (the remainder of the image, if a map is wanted) enter no sum.
+// partials[patch][tile] float64, map [B][H][W] or null; window_h and window_w bound the low-resolution window of a tile.
 template <int C, class D, int SCORE, int MODE>
 static __device__ __forceinline__ void tile_scores(
     const typename D::word* logits, double* partials, float* map, i64 stride_b, i64 stride_c, i64 stride_y, i64 stride_x,
     int h, int w, int H, int W, int align_corners, int patch_h, int patch_w, int rows, int cols, int cells_y, int cells_x,
-    int tile_w, int thread_rows, int tiles_x, int tiles, int window_h, int window_w) {
+    int log_tile_w, int thread_rows, int window_h, int window_w, u32 reciprocal) {
     extern __shared__ float4 window4[];
-    __shared__ int row_low[TILE_ROWS_MAX];
-    __shared__ float row_weight[TILE_ROWS_MAX];
+    __shared__ float4 row_taps[TILE_ROWS_MAX];  // where its two low-resolution rows begin in the window; weight of the second
     __shared__ double warp_sums[WARPS];
     const float* window = (const float*)window4;
     const int P = Pitch<C>::value;
     const bool in_registers = C <= REGISTER_CLASSES;
 
-    int tile = blockIdx.x % tiles, cell = blockIdx.x / tiles;
-    int cell_x = cell % cells_x, cell_y = cell / cells_x % cells_y, b = cell / cells_x / cells_y;
-    int tile_h = THREADS / tile_w * thread_rows;
-    int y_begin = cell_y * patch_h + tile / tiles_x * tile_h, x_begin = cell_x * patch_w + tile % tiles_x * tile_w;
+    int cell_x = blockIdx.x % cells_x, cell_y = blockIdx.x / cells_x % cells_y, b = blockIdx.x / cells_x / cells_y;
+    int tile_w = 1 << log_tile_w, tile_h = (THREADS >> log_tile_w) * thread_rows;
+    int y_begin = cell_y * patch_h + blockIdx.y * tile_h, x_begin = cell_x * patch_w + blockIdx.z * tile_w;
     int y_end = min(min(y_begin + tile_h, (cell_y + 1) * patch_h), H);
     int x_end = min(min(x_begin + tile_w, (cell_x + 1) * patch_w), W);
     if (y_begin >= y_end || x_begin >= x_end) return;  // the whole block; only beyond the image's end
 
-    int x = min(x_begin + (int)threadIdx.x % tile_w, x_end - 1);  // threads beyond the tile repeat its last column
-    bool active = x_begin + (int)threadIdx.x % tile_w < x_end;
-    int y_from = y_begin + (int)threadIdx.x / tile_w * thread_rows, y_to = min(y_from + thread_rows, y_end);
+    int x = x_begin + (threadIdx.x & (tile_w - 1)), y_from = y_begin + (threadIdx.x >> log_tile_w) * thread_rows;
+    int y_to = min(y_from + thread_rows, y_end);
+    const bool active = x < x_end;
+    x = min(x, x_end - 1);  // threads beyond the tile repeat its last column, and count for nothing in the end
     Source<D> source = {logits + b * stride_b, stride_c, stride_y, stride_x};
-    float* map_column = map ? map + (i64)b * H * W + x : 0;
+    float* out = map && active ? map + ((i64)b * H + y_from) * W + x : 0;
     float total = 0.0f;
 
     if (MODE == IDENTITY) {
@@ -277,29 +281,26 @@ static __device__ __forceinline__ void tile_scores(
             } else {
                 score = score_careful<C, SCORE>([&](int c) { return (double)source.at(c, y, x); });
             }
-            if (!active) continue;
             total += score;
-            if (map) map_column[(i64)y * W] = score;
+            if (out) *out = score, out += W;
         }
     } else {
         Tap tx = tap(x, w, W, align_corners);
-        int first_y = 0, first_x = 0, columns = 0;
+        int first_y = 0, first_x = 0;
         bool careful = MODE == DIRECT;
         if (MODE == STAGED) {
             first_y = tap(y_begin, h, H, align_corners).low, first_x = tap(x_begin, w, W, align_corners).low;
-            window_h = min(window_h, h - first_y);  // the plan's bounds, and what there is
-            columns = min(window_w, w - first_x);
 #pragma unroll 1
             for (int y = threadIdx.x; y < y_end - y_begin; y += THREADS) {
                 Tap ty = tap(y_begin + y, h, H, align_corners);
-                row_low[y] = ty.low - first_y;
-                row_weight[y] = ty.weight();
+                int upper = (ty.low - first_y) * window_w * (P / 4), below = (ty.high - first_y) * window_w * (P / 4);
+                row_taps[y] = make_float4(__int_as_float(upper), __int_as_float(below), ty.weight(), 0.0f);
             }
             // Times log2(e), unless that turns out to need the careful path: then once more without the factor's rounding.
             float scale = in_registers ? LOG2E : 1.0f;
 #pragma unroll 1
             while (true) {
-                float largest = stage<D, C>(source, first_y, window_h, first_x, columns, scale, window4);
+                float largest = stage<D, C>(source, first_y, min(window_h, h - first_y), first_x, window_w, reciprocal, w - 1, scale, window4);
                 careful = __syncthreads_or(scale == 1.0f || largest > FLOAT32_LIMIT);
                 if (!careful || scale == 1.0f) break;
                 scale = 1.0f;
@@ -314,8 +315,8 @@ static __device__ __forceinline__ void tile_scores(
                 float score = score_careful<C, SCORE>([&](int c) {
                     double a, b, p, q;
                     if (MODE == STAGED) {
-                        const float* upper = window + ((ty.low - first_y) * columns - first_x) * P + c;
-                        const float* below = window + ((ty.high - first_y) * columns - first_x) * P + c;
+                        const float* upper = window + ((ty.low - first_y) * window_w - first_x) * P + c;
+                        const float* below = window + ((ty.high - first_y) * window_w - first_x) * P + c;
                         a = upper[tx.low * P], b = upper[tx.high * P], p = below[tx.low * P], q = below[tx.high * P];
                     } else {
                         a = source.at(c, ty.low, tx.low), b = source.at(c, ty.low, tx.high);
@@ -324,39 +325,38 @@ static __device__ __forceinline__ void tile_scores(
                     a += weight_x * (b - a), p += weight_x * (q - p);
                     return a + weight_y * (p - a);
                 });
-                if (!active) continue;
                 total += score;
-                if (map) map_column[(i64)y * W] = score;
+                if (out) *out = score, out += W;
             }
         } else if constexpr (in_registers && MODE == STAGED) {
             float weight_x = tx.weight();
             const float4 *left = window4 + (tx.low - first_x) * (P / 4), *right = window4 + (tx.high - first_x) * (P / 4);
             int held = -1;
             float top[C], dif[C];
+            const float4* row = row_taps + (y_from - y_begin);
+            // Counting down, with moving pointers: what can be recomputed from the thread's index, the compiler would
+            // recompute for every pixel.
 #pragma unroll 1
-            for (int y = y_from; y < y_to; ++y) {
-                int low = row_low[y - y_begin];
-                float weight_y = row_weight[y - y_begin];
-                if (C > KEEP_CLASSES || low != held) {  // the same for all threads of a warp
-                    int next = low + first_y + 1 < h ? low + 1 : low;
-                    interpolate<C>(left + low * columns * (P / 4), right + low * columns * (P / 4), weight_x, top);
-                    interpolate<C>(left + next * columns * (P / 4), right + next * columns * (P / 4), weight_x, dif);
-#pragma unroll
-                    for (int c = 0; c < C; ++c) dif[c] -= top[c];
-                    held = low;
+            for (int left_over = y_to - y_from; left_over > 0; --left_over, ++row) {
+                float4 taps = *row;
+                int upper = __float_as_int(taps.x), below = __float_as_int(taps.y);
+                if (C > KEEP_CLASSES || upper != held) {  // the same for all threads of a warp
+                    interpolate<C, false>(left + upper, right + upper, weight_x, top, top);
+                    interpolate<C, true>(left + below, right + below, weight_x, top, dif);
+                    held = upper;
                 }
                 float v[C];
 #pragma unroll
-                for (int c = 0; c < C; ++c) v[c] = fmaf(weight_y, dif[c], top[c]);
+                for (int c = 0; c < C; ++c) v[c] = fmaf(taps.z, dif[c], top[c]);
                 float score = score_registers<C, SCORE, true>(v);
-                if (!active) continue;
                 total += score;
-                if (map) map_column[(i64)y * W] = score;
+                if (out) *out = score, out += W;
             }
         }
     }
 
     if (cell_y >= rows || cell_x >= cols) return;  // the whole block
+    if (!active) total = 0.0f;
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
     if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = total;
@@ -364,7 +364,8 @@ static __device__ __forceinline__ void tile_scores(
     if (threadIdx.x == 0) {
         double sum = 0.0;
         for (int i = 0; i < WARPS; ++i) sum += warp_sums[i];
-        partials[((i64)(b * rows + cell_y) * cols + cell_x) * tiles + tile] = sum;
+        i64 patch = (i64)(b * rows + cell_y) * cols + cell_x;
+        partials[(patch * gridDim.y + blockIdx.y) * gridDim.z + blockIdx.z] = sum;
     }
 }
 
@@ -384,8 +385,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_partials(const double*
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(classes)) name(                                       \
         const dtype::word* logits, double* partials, float* map, i64 stride_b, i64 stride_c, i64 stride_y,             \
         i64 stride_x, int h, int w, int H, int W, int align_corners, int patch_h, int patch_w, int rows, int cols,     \
-        int cells_y, int cells_x, int tile_w, int thread_rows, int tiles_x, int tiles, int window_h, int window_w) {   \
+        int cells_y, int cells_x, int log_tile_w, int thread_rows, int window_h, int window_w, u32 reciprocal) {       \
         tile_scores<classes, dtype, score, mode>(logits, partials, map, stride_b, stride_c, stride_y, stride_x, h, w,  \
                                                  H, W, align_corners, patch_h, patch_w, rows, cols, cells_y, cells_x,  \
-                                                 tile_w, thread_rows, tiles_x, tiles, window_h, window_w);             \
+                                                 log_tile_w, thread_rows, window_h, window_w, reciprocal);             \
     }

@@ -20,7 +20,7 @@ from .reference import SCORES
 THREADS = 128  # per block, as in entropy.cu
 WARPS = THREADS // 32
 ROWS_PER_THREAD = 32  # at most, so that a thread's float32 sum is of 32 terms and the window's halo stays small
-SHARED_BYTES = 46 * 1024  # for the staged window: with the static part below the 48 KiB that need no opt-in
+SHARED_BYTES = 45 * 1024  # for the staged window: with the static 2 KiB below the 48 KiB that need no opt-in
 MAX_GRID = 2**31 - 1
 OPTIONS = ("-std=c++17",)  # CuPy adds -ftz=true and the architecture
 DTYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
@@ -50,7 +50,7 @@ class Plan:
     """
 
     variant: Variant
-    grid: int  # blocks
+    grid: tuple[int, int, int]  # patches, tiles down a patch, tiles across it
     shared_bytes: int  # dynamic shared memory per block
     scalars: tuple[np.generic, ...]
     partials: int  # float64 elements
@@ -90,28 +90,28 @@ def launch_plan(
         mode = "DIRECT"
         pitch = ((C + 3) // 4 | 1) * 4  # floats per position, as in entropy.cu
         for candidate_w, candidate_rows in _candidates(widest, thread_rows):
-            window_w = _window(min(candidate_w, patch_w), step_x, w)
+            window_w = max(_window(min(candidate_w, patch_w), step_x, w), 2)  # 2^32 / 1 would not fit `reciprocal`
             window_h = _window(min(THREADS // candidate_w * candidate_rows, patch_h), step_y, h)
             if window_h * window_w * pitch * 4 <= SHARED_BYTES:
                 mode, tile_w, thread_rows, window = "STAGED", candidate_w, candidate_rows, (window_h, window_w)
                 shared = window_h * window_w * pitch * 4
                 break
     tiles_y, tiles_x = -(-patch_h // (THREADS // tile_w * thread_rows)), -(-patch_w // tile_w)
-    tiles = tiles_y * tiles_x
-    blocks = B * cells_y * cells_x * tiles
-    if blocks > MAX_GRID:
-        raise ValueError(f"{blocks} tiles exceed the {MAX_GRID} of one launch: give a smaller batch")
+    blocks, patches = (B * cells_y * cells_x, tiles_y, tiles_x), B * rows * cols
+    if blocks[0] > MAX_GRID or max(blocks[1:]) > 65535:
+        raise ValueError(f"{blocks} blocks exceed the limits of one launch: give a smaller batch, or a finer grid")
     image = (h, w, H, W, align_corners, patch_h, patch_w, rows, cols, cells_y, cells_x)
-    tiling = (tile_w, thread_rows, tiles_x, tiles, *window)
-    patches = B * rows * cols
+    tiling = (tile_w.bit_length() - 1, thread_rows, *window)
+    # Dividing by the window's width w is multiplying by ceil(2^32 / w) and shifting, exact for positions below 2^16.
+    reciprocal = np.uint32(-(-(2**32) // max(window[1], 2)))
     return Plan(
         variant=Variant(C, DTYPES[dtype], score, mode),
         grid=blocks,
         shared_bytes=shared,
-        scalars=(*(np.int64(s) for s in strides), *(np.int32(i) for i in image + tiling)),
-        partials=patches * tiles,
+        scalars=(*(np.int64(s) for s in strides), *(np.int32(i) for i in image + tiling), reciprocal),
+        partials=patches * tiles_y * tiles_x,
         sum_grid=-(-patches // WARPS),
-        sum_scalars=(np.int32(patches), np.int32(tiles)),
+        sum_scalars=(np.int32(patches), np.int32(tiles_y * tiles_x)),
     )
 
 
@@ -202,5 +202,5 @@ def patch_entropy(
         partials = np.uintp(_workspace(plan.partials, device, stream.cuda_stream).data_ptr())
         addresses = (np.uintp(logits.data_ptr()), partials, np.uintp(0 if pixels is None else pixels.data_ptr()))
         with cupy.cuda.Stream.from_external(stream):
-            scores((plan.grid,), (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)
+            scores(plan.grid, (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)
             sum_partials((plan.sum_grid,), (THREADS,), (partials, np.uintp(sums.data_ptr()), *plan.sum_scalars))

@@ -305,7 +305,11 @@ MUTATIONS = {
     "shuffle begins at the wrong offset": ("int step = 16; step > 0", "int step = 8; step > 0", "values"),
     "shuffle in the wrong direction": ("__shfl_xor_sync(", "__shfl_up_sync(", "values"),
     "staging one position too far": ("position < rows * columns;", "position <= rows * columns;", "bounds"),
-    "next row one too far": ("? low + 1 : low;", "? low + 2 : low;", "values"),
+    "next row one too far": (
+        "(ty.high - first_y) * window_w * (P / 4)",
+        "(ty.high - first_y + 1) * window_w * (P / 4)",
+        "values",
+    ),
     "a row of the tile left out": (
         "min(y_from + thread_rows, y_end)",
         "min(y_from + thread_rows, y_end) - 1",

@@ -3,6 +3,7 @@
 import builtins
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -79,6 +80,7 @@ def plan(
         ((256, 64, 64, (256, 256), (4, 4)), "STAGED"),
         ((19, 1024, 2048, (64, 128), (2, 2)), "DIRECT"),
         ((2, 7, 9, (29, 33), (29, 33)), "STAGED"),
+        ((3, 1, 1, (40, 200), (1, 1)), "STAGED"),
     ],
 )
 @pytest.mark.parametrize("with_map", [False, True])
@@ -86,27 +88,32 @@ def test_plans_fit_and_cover(arguments: Any, mode: str, with_map: bool) -> None:
     """Shared memory within its limit; the tiles of a patch cover it; a thread sums at most 32 rows."""
     _, h, w, (H, W), (rows, cols) = arguments
     p = plan(*arguments, with_map, B=2)
-    names = "h w H W align patch_h patch_w rows cols cells_y cells_x tile_w thread_rows tiles_x tiles window_h window_w"
+    names = (
+        "h w H W align patch_h patch_w rows cols cells_y cells_x log_tile_w thread_rows window_h window_w reciprocal"
+    )
     at = dict(zip(names.split(), (int(s) for s in p.scalars[4:]), strict=True))
     assert p.variant.mode == mode
     assert p.shared_bytes <= SHARED_BYTES
     assert (p.shared_bytes > 0) == (mode == "STAGED")
     assert at["thread_rows"] <= ROWS_PER_THREAD
-    assert at["tile_w"] in (32, 64, 128)
-    assert at["tile_w"] * at["tiles_x"] >= at["patch_w"] == W // cols
-    assert THREADS // at["tile_w"] * at["thread_rows"] * (at["tiles"] // at["tiles_x"]) >= at["patch_h"] == H // rows
+    assert at["log_tile_w"] in (5, 6, 7)
+    blocks, tiles_y, tiles_x = p.grid
+    tile_w, tile_h = 2 ** at["log_tile_w"], (THREADS >> at["log_tile_w"]) * at["thread_rows"]
+    assert tile_w * (tiles_x - 1) < at["patch_w"] == W // cols <= tile_w * tiles_x
+    assert tile_h * (tiles_y - 1) < at["patch_h"] == H // rows <= tile_h * tiles_y
     if with_map:
         assert at["cells_y"] * at["patch_h"] >= H
         assert at["cells_x"] * at["patch_w"] >= W
     else:
         assert (at["cells_y"], at["cells_x"]) == (rows, cols)
-    assert p.grid == 2 * at["cells_y"] * at["cells_x"] * at["tiles"]
-    assert p.partials == 2 * rows * cols * at["tiles"]
+    assert blocks == 2 * at["cells_y"] * at["cells_x"]
+    assert p.partials == 2 * rows * cols * tiles_y * tiles_x
     if mode == "STAGED":  # the window holds whatever tile of the plan
+        positions = np.arange(at["window_h"] * at["window_w"], dtype=np.uint64)
+        rows_of_positions = positions * np.uint64(at["reciprocal"]) >> np.uint64(32)  # as the kernel divides
+        assert np.array_equal(rows_of_positions, positions // np.uint64(at["window_w"]))
         for n_in, n_out, n, window in ((h, H, "rows", "window_h"), (w, W, "columns", "window_w")):
-            span = min(at["tile_w"], at["patch_w"])
-            if n == "rows":
-                span = min(THREADS // at["tile_w"] * at["thread_rows"], at["patch_h"])
+            span = min(tile_h, at["patch_h"]) if n == "rows" else min(tile_w, at["patch_w"])
             low, high, _ = reference.taps(n_in, n_out, True)
             assert max(high[min(i + span, n_out) - 1] - low[i] + 1 for i in range(n_out)) <= at[window]
 
@@ -116,6 +123,8 @@ def test_plan_refuses_what_32_bits_cannot_hold() -> None:
         plan(2, 32768, 4, (65536, 4), (1, 1))
     with pytest.raises(ValueError, match="smaller batch"):
         plan(2, 8, 8, (1024, 1024), (1024, 1024), B=4096)
+    with pytest.raises(ValueError, match="finer grid"):
+        plan(2, 2, 8, (4, 128 * 65536), (1, 1))
 
 
 def test_cost_counts() -> None:
