@@ -211,34 +211,25 @@ def _sum(line, first, last):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(fastmath=True)
-def _absmax(row, n):  # type: ignore[no-untyped-def]
-    largest = np.float32(0.0)
+@njit(**_FAST)
+def _largest(row, n):  # type: ignore[no-untyped-def]
+    """Bit pattern of the largest magnitude of row[:n] (float32): it orders like the magnitudes, with NaN on top."""
+    largest = np.int32(0)
     for x in range(n):
-        magnitude = abs(row[x])
-        largest = magnitude if magnitude > largest else largest
+        largest = max(largest, np.int32(_bits(row[x]) & 0x7FFFFFFF))
     return largest
 
 
 @njit(**_FAST)
-def _needs_float64(f32, bits, kind, b, ya, yb):  # type: ignore[no-untyped-def]
-    """Whether a logit of the rows ya to yb is beyond FLOAT32_LIMIT; NaN is not."""
-    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])  # one of them is empty
-    row = np.empty(w, np.float32)
-    for y in range(ya, yb + 1):
-        for c in range(C):
-            _widen(f32, bits, kind, b, c, y, 0, w, row)
-            if _absmax(row, w) > FLOAT32_LIMIT:
-                return True
-    return False
-
-
-@njit(**_FAST)
 def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
-    """The given bands of image b; the arguments are those of `_scores`, interpolation is in the dtype of wy and wx."""
+    """The given bands of image b; the arguments are those of `_scores`, interpolation is in the dtype of wy and wx.
+
+    Returns whether a logit is beyond FLOAT32_LIMIT (or NaN), so that the bands need float64.
+    """
     C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])
-    top, bottom = np.zeros((C, TILE + RUN), wx.dtype), np.zeros((C, TILE + RUN), wx.dtype)
-    dif, lose = np.zeros((C, TILE), wx.dtype), np.empty((C, TILE), wx.dtype)
+    largest = np.int32(0)
+    top, bottom = np.empty((C, TILE + RUN), wx.dtype), np.empty((C, TILE + RUN), wx.dtype)
+    dif, lose = np.empty((C, TILE), wx.dtype), np.empty((C, TILE), wx.dtype)
     m, row = np.empty(TILE, wx.dtype), np.zeros(w + TILE, wx.dtype)
     S, T, line = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     row_sums[b, bands[0] : bands[-1]] = 0
@@ -254,9 +245,11 @@ def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start
                         top[c, k] = bottom[c, k]
                 else:
                     _widen(f32, bits, kind, b, c, y0[ya], first, last - first + 1, row)
+                    largest = max(largest, _largest(row, last - first + 1))
                     _expand(row, mode, first, last, x0, x1, wx, start, xs, top[c])
                 if y1[ya] != y0[ya]:
                     _widen(f32, bits, kind, b, c, y1[ya], first, last - first + 1, row)
+                    largest = max(largest, _largest(row, last - first + 1))
                     _expand(row, mode, first, last, x0, x1, wx, start, xs, bottom[c])
                     for k in range(TILE):
                         dif[c, k] = bottom[c, k] - top[c, k]
@@ -273,6 +266,7 @@ def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start
                         pixels[b, y, xs + k] = line[k]
                 for col in range(first_col, last_col + 1):
                     row_sums[b, y, col] += _sum(line, max(col * patch_w - xs, 0), min((col + 1) * patch_w - xs, TILE))
+    return largest > np.int32(_bits(np.float32(FLOAT32_LIMIT)))
 
 
 def _scores(  # type: ignore[no-untyped-def]
@@ -290,11 +284,10 @@ def _scores(  # type: ignore[no-untyped-def]
     for item in prange(row_sums.shape[0] * n_items):
         b, at = item // n_items, item % n_items * BANDS
         some = bands[at : at + BANDS + 1]
-        if mode != COPY and _needs_float64(f32, bits, kind, b, y0[some[0]], y1[some[-1] - 1]):
+        large = _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start,
+                       patch_w, cols, W, row_sums, pixels)  # fmt: skip
+        if large and mode != COPY:  # rare: once more
             _bands(f32, bits, kind, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start,
-                   patch_w, cols, W, row_sums, pixels)  # fmt: skip
-        else:
-            _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start,
                    patch_w, cols, W, row_sums, pixels)  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .acquire import Query, acquire
+from .errors import InputError
 from .evaluate import Score, evaluate
 from .experiment import Experiment
 from .files import write_atomic
@@ -45,6 +46,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
     records = read_rounds(directory)
     asked = describe(experiment, Query(initial_patches(experiment, seed), None))
     for record in records:
+        check_same_images(experiment, record)
         pool.reveal(ids_of(record["queried"]), oracle.label(record["round"], ids_of(record["queried"])))
         asked = record["next_query"]
         observe(record)
@@ -139,6 +141,18 @@ def describe(experiment: Experiment, chosen: Query) -> list[Record]:
     names = experiment.stores.train.names
     return [{"id": patch, **experiment.grid.describe(patch, names), "score": score}
             for patch, score in zip(ids, scores, strict=True)]
+
+
+def check_same_images(experiment: Experiment, record: Record) -> None:
+    """Raise `InputError` where a record's patches are not in the images that it names: the data set has changed."""
+    names = experiment.stores.train.names
+    for patch in record["queried"] + record["next_query"]:
+        image, _ = experiment.grid.split(patch["id"])
+        now = names[image] if image < len(names) else "nothing"
+        if now != patch["image"]:
+            raise InputError(f"The data set is not the one of this run: round {record['round']} names a patch of image "
+                             f"{patch['image']}, and {now} is there now. Restore the images to go on, or start a new "
+                             "run.")
 
 
 def ids_of(patches: list[Record]) -> Tensor:

@@ -118,6 +118,18 @@ def test_resuming_after_any_round_gives_the_same_run(finished, tmp_path, rounds_
     assert (copy / "report.html").is_file()
 
 
+def test_resuming_on_another_data_set_is_refused(finished, make_folder, tmp_path):
+    """Patches are recorded by number and by image: where the two disagree, labels would go to the wrong pixels."""
+    root = make_folder(n=6, n_val=2, size=(64, 96))
+    config = tiny_config(tmp_path, **{"data.dataset": "folder", "data.root": str(root),
+                                      "data.class_names": ["a", "b", "c"], "query.rounds": 1})
+    directory = run(config, tmp_path / "run")
+    for kind in ("images", "masks"):
+        shutil.copy(root / kind / "img0.png", root / kind / "aaa.png")
+    with pytest.raises(InputError, match=r"round 0 .* img\d.*, and .* there now.*Restore"):
+        resume(directory)
+
+
 def test_a_finished_run_stays_as_it_is(finished):
     before = (finished / "seed-0" / "rounds.jsonl").read_bytes()
     resume(finished)
@@ -183,7 +195,7 @@ def test_hidden_labels_do_not_matter(make_folder, tmp_path):
 def test_adding_a_strategy_takes_a_function_and_a_line(tmp_path, monkeypatch):
     """What the README shows, run as it stands there."""
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    (shown,) = re.findall(r"```python\n(.*?STRATEGIES\[.*?)```", readme, re.DOTALL)
+    (shown,) = re.findall(r"```python\n([^`]*STRATEGIES\[[^`]*)```", readme)
     monkeypatch.setattr(select, "STRATEGIES", dict(select.STRATEGIES))
     exec(shown, {})
     config = tiny_config(tmp_path, **{"query.strategy": "one_per_image", "query.rounds": 1})
