@@ -34,6 +34,7 @@ from .reference import FLOAT32_LIMIT, SCORES, taps
 
 TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
 COPY, CELLS, GATHER = 0, 1, 2  # how a row is upsampled: not at all; cell by cell; pixel by pixel (any ratio)
+PAD = 16  # float32 after a row of a tile: room for RUN, and the next row is aligned again
 RUN = 8  # pixels written per low-resolution cell, of which the next cells overwrite the excess
 BANDS = 8  # bands per work item, which share the rows between them
 _BAND_ROWS = 8  # a band has at most that many rows, so that a huge upsampling still has work for every thread
@@ -162,17 +163,17 @@ def _expand(row, mode, first, last, x0, x1, wx, start, xs, line):  # type: ignor
 
 
 @njit(**_FAST)
-def _tile(top, dif, weight, score, m, lose, S, T, line):  # type: ignore[no-untyped-def]
-    """Score of TILE pixels, whose logits are top + weight * dif ([C, TILE] each), into line[:TILE].
+def _tile(top, bottom, weight, score, m, lose, S, T, line):  # type: ignore[no-untyped-def]
+    """Score of TILE pixels, whose logits lie between top and bottom ([C, TILE] each), into line[:TILE].
 
-    top, dif, weight, m and lose [C, TILE] are all float32 or all float64; the others are float32.
+    top, bottom, weight, m and lose [C, TILE] are all float32 or all float64; the others are float32.
     """
     C = top.shape[0]
     for k in range(TILE):
-        m[k] = top[0, k] + weight * dif[0, k]
+        m[k] = top[0, k] + weight * (bottom[0, k] - top[0, k])
     for c in range(1, C):
         for k in range(TILE):
-            v = top[c, k] + weight * dif[c, k]
+            v = top[c, k] + weight * (bottom[c, k] - top[c, k])
             best = m[k]
             # With these comparisons a NaN stays, in m or among the losers, and reaches S and T.
             lose[c - 1, k] = best if v > best else v
@@ -220,46 +221,44 @@ def _largest(row, n):  # type: ignore[no-untyped-def]
     return largest
 
 
+@njit
+def _aligned(rows, columns, like):  # type: ignore[no-untyped-def]
+    """Uninitialised [rows, columns] of the dtype of like, from a cache line's begin on: AVX-512 loads then touch one."""
+    memory = np.empty(rows * columns + 64 // like.itemsize, like.dtype)
+    begin = -memory.ctypes.data % 64 // like.itemsize
+    return memory[begin : begin + rows * columns].reshape((rows, columns))
+
+
 @njit(**_FAST)
-def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, wy32, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
     """The given bands of image b; the arguments are those of `_scores`, interpolation is in the dtype of wy and wx.
 
     Returns whether a logit is beyond FLOAT32_LIMIT (or NaN), so that the bands need float64.
     """
     C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])
+    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])  # one of them is empty
+    # The low-resolution row r, upsampled, is in lines[r % 2]; held says which r that is.
+    lines, held = _aligned(2 * C, TILE + PAD, wx).reshape((2, C, TILE + PAD)), np.empty(2, np.int64)
+    lose, m, row = _aligned(C, TILE, wx), _aligned(1, TILE, wx)[0], np.zeros(w + TILE, wx.dtype)
+    S, T, line = _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0]
     largest = np.int32(0)
-    top, bottom = np.empty((C, TILE + RUN), wx.dtype), np.empty((C, TILE + RUN), wx.dtype)
-    dif, lose = np.empty((C, TILE), wx.dtype), np.empty((C, TILE), wx.dtype)
-    m, row = np.empty(TILE, wx.dtype), np.zeros(w + TILE, wx.dtype)
-    S, T, line = np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     row_sums[b, bands[0] : bands[-1]] = 0
     for xs in range(0, x0.size - RUN, TILE):
         first, last = x0[xs], x1[xs + TILE - 1]
         first_col, last_col = xs // patch_w, min((xs + TILE - 1) // patch_w, cols - 1)
-        lower = -1  # the low-resolution row that bottom holds
+        held[:] = -1
         for band in range(bands.size - 1):
             ya, yb = bands[band], bands[band + 1]
-            for c in range(C):
-                if y0[ya] == lower:
-                    for k in range(TILE):
-                        top[c, k] = bottom[c, k]
-                else:
-                    _widen(f32, bits, kind, b, c, y0[ya], first, last - first + 1, row)
-                    largest = max(largest, _largest(row, last - first + 1))
-                    _expand(row, mode, first, last, x0, x1, wx, start, xs, top[c])
-                if y1[ya] != y0[ya]:
-                    _widen(f32, bits, kind, b, c, y1[ya], first, last - first + 1, row)
-                    largest = max(largest, _largest(row, last - first + 1))
-                    _expand(row, mode, first, last, x0, x1, wx, start, xs, bottom[c])
-                    for k in range(TILE):
-                        dif[c, k] = bottom[c, k] - top[c, k]
-                else:  # the last row, or no upsampling
-                    for k in range(TILE):
-                        dif[c, k] = 0
-            if y1[ya] != y0[ya]:
-                lower = y1[ya]
+            for r in range(y0[ya], y1[ya] + 1):
+                if held[r % 2] != r:
+                    held[r % 2] = r
+                    for c in range(C):
+                        _widen(f32, bits, kind, b, c, r, first, last - first + 1, row)
+                        largest = max(largest, _largest(row, last - first + 1))
+                        _expand(row, mode, first, last, x0, x1, wx, start, xs, lines[r % 2, c])
+            top, bottom = lines[y0[ya] % 2], lines[y1[ya] % 2]
             for y in range(ya, yb):
-                _tile(top, dif, wy[y], score, m, lose, S, T, line)
+                _tile(top, bottom, wy[y], score, m, lose, S, T, line)
                 if pixels.size:
                     n = min(TILE, W - xs)
                     for k in range(n):
@@ -284,10 +283,10 @@ def _scores(  # type: ignore[no-untyped-def]
     for item in prange(row_sums.shape[0] * n_items):
         b, at = item // n_items, item % n_items * BANDS
         some = bands[at : at + BANDS + 1]
-        large = _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start,
+        large = _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start, wy,
                        patch_w, cols, W, row_sums, pixels)  # fmt: skip
         if large and mode != COPY:  # rare: once more
-            _bands(f32, bits, kind, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start,
+            _bands(f32, bits, kind, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start, wy,
                    patch_w, cols, W, row_sums, pixels)  # fmt: skip
 
 
