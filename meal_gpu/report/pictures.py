@@ -101,7 +101,7 @@ def _card(arrays: dict[str, np.ndarray], index: int, patch: Patch | None, run: R
 
 
 def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[str, int] | None:
-    """One collapsed round and the number of its patches that are shown; None where it has no pictures."""
+    """One round, collapsed unless it is the last, and the number of its patches that are shown; None where it has no pictures."""
     path = f"gallery/round-{number:02d}.npz"
     arrays = seed.arrays(path)
     if arrays is None:
@@ -121,7 +121,9 @@ def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[
     count = f"{total} patches" if shown == total else f"{shown} of {total} patches shown"
     before = seed.rounds[number - 1].miou
     asker = f"asked for by the model of round {number - 1}" + (f" (mIoU {before:.3f})" if before is not None else "")
-    return (f'<details class="round"><summary><b>Round {number}</b> {count}, {asker}</summary>'
+    # The last round stands open: a reader should see pictures without looking for them.
+    opened = " open" if number == len(seed.rounds) - 1 else ""
+    return (f'<details class="round"{opened}><summary><b>Round {number}</b> {count}, {asker}</summary>'
             f'<div class="cards">{cards}</div></details>'), shown
 
 
