@@ -13,10 +13,11 @@ How it is organised, and why:
   between classes, is the relative error of a small entropy. Beyond FLOAT32_LIMIT a band is interpolated in float64.
 * Sums: float32 over a patch's part of one row, float64 over the rows, in an order that depends on the shape alone. So
   the result does not depend, bit for bit, on the number of threads.
-* float16 and bfloat16 logits are read as bit patterns and widened a row at a time.
+* float16 and bfloat16 logits are read as bit patterns and widened a row at a time, whatever their strides.
 
 One signature serves every dtype, memory layout, score and shape, because compiling takes seconds and every user pays it
-once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR.
+once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR. All of it is in one
+file because the cache notices changes of this file only.
 """
 
 from functools import cache, lru_cache
@@ -125,17 +126,27 @@ def _write_run(typingctx, line, at, weights, begin, left, step):  # type: ignore
 
 
 @njit(**_FAST)
-def _widen(f32, bits, kind, b, c, y, first, n, row):  # type: ignore[no-untyped-def]
-    """Copy logits[b, c, y, first : first + n] to the float32 buffer row."""
+def _widen(f32, bits, kind, begin, step, n, row):  # type: ignore[no-untyped-def]
+    """Copy n logits, from position begin of the memory and step apart, to the float32 buffer row.
+
+    As slices of contiguous memory: LLVM vectorises no loop over a strided array, nor one whose index may be negative.
+    """
     if kind == 0:
+        source = f32[begin : begin + (n - 1) * step + 1]
+        if step == 1:
+            for x in range(n):
+                row[x] = source[x]
+        else:
+            for x in range(n):
+                row[x] = source[x * step]
+        return
+    pattern = bits[begin : begin + (n - 1) * step + 1]
+    if kind == 1:  # bfloat16 is the upper half of a float32
         for x in range(n):
-            row[x] = f32[b, c, y, first + x]
-    elif kind == 1:  # bfloat16 is the upper half of a float32
-        for x in range(n):
-            row[x] = _float(np.uint32(bits[b, c, y, first + x]) << 16)
+            row[x] = _float(np.uint32(pattern[x * step]) << 16)
     else:  # float16: move exponent and mantissa into place, then correct the exponent's bias by a multiplication
         for x in range(n):
-            u = np.uint32(bits[b, c, y, first + x])
+            u = np.uint32(pattern[x * step])
             magnitude = np.uint32((u & 0x7FFF) << 13)
             value = _float(magnitude) * np.float32(5.192296858534828e33)  # 2^112, exact, subnormals too
             special = _float(magnitude | 0x70000000)  # infinity and NaN
@@ -144,17 +155,21 @@ def _widen(f32, bits, kind, b, c, y, first, n, row):  # type: ignore[no-untyped-
 
 
 @njit(**_FAST)
-def _expand(row, mode, first, last, x0, x1, wx, start, xs, line):  # type: ignore[no-untyped-def]
-    """Interpolate the low-resolution row, whose columns first to last are given, to the TILE pixels from xs on."""
+def _expand(row, mode, first, x0, x1, wx, start, xs, line):  # type: ignore[no-untyped-def]
+    """Interpolate the low-resolution row, given from column first on, to the TILE pixels from xs on.
+
+    The row's last column is followed by itself once more.
+    """
     if mode == COPY:
         for k in range(TILE):
             line[k] = row[k]
     elif mode == CELLS:
+        begins = start[first : x0[xs + TILE - 1] + 1]
         left = row[0]
-        for cell in range(first, x0[xs + TILE - 1] + 1):
-            right = row[min(cell + 1, last) - first]
-            at = max(start[cell] - xs, 0)
-            _write_run(line, at, wx, xs + at, left, right - left)
+        for cell in range(begins.size):
+            right = row[cell + 1]
+            begin = max(begins[cell], xs)
+            _write_run(line, begin - xs, wx, begin, left, right - left)
             left = right
     else:
         for k in range(TILE):
@@ -223,28 +238,32 @@ def _largest(row, n):  # type: ignore[no-untyped-def]
 
 @njit
 def _aligned(rows, columns, like):  # type: ignore[no-untyped-def]
-    """Uninitialised [rows, columns] of the dtype of like, from a cache line's begin on: AVX-512 loads then touch one."""
+    """Uninitialised [rows, columns] of the dtype of like, from the begin of a cache line on."""
     memory = np.empty(rows * columns + 64 // like.itemsize, like.dtype)
     begin = -memory.ctypes.data % 64 // like.itemsize
     return memory[begin : begin + rows * columns].reshape((rows, columns))
 
 
 @njit(**_FAST)
-def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, wy32, patch_w, cols, W, row_sums, pixels):  # type: ignore[no-untyped-def]
+def _bands(  # type: ignore[no-untyped-def]
+    f32, bits, kind, shape, strides, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, wy32, give_up,
+    patch_w, cols, W, row_sums, pixels,
+):  # fmt: skip
     """The given bands of image b; the arguments are those of `_scores`, interpolation is in the dtype of wy and wx.
 
-    Returns whether a logit is beyond FLOAT32_LIMIT (or NaN), so that the bands need float64.
+    Returns, with give_up before it has finished, whether a logit is beyond FLOAT32_LIMIT or NaN.
     """
-    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])
-    C, w = max(f32.shape[1], bits.shape[1]), max(f32.shape[3], bits.shape[3])  # one of them is empty
+    limit = np.int32(_bits(np.float32(FLOAT32_LIMIT)))
+    C = shape[1]
     # The low-resolution row r, upsampled, is in lines[r % 2]; held says which r that is.
     lines, held = _aligned(2 * C, TILE + PAD, wx).reshape((2, C, TILE + PAD)), np.empty(2, np.int64)
-    lose, m, row = _aligned(C, TILE, wx), _aligned(1, TILE, wx)[0], np.zeros(w + TILE, wx.dtype)
+    lose, m, row = _aligned(C, TILE, wx), _aligned(1, TILE, wx)[0], np.zeros(shape[3] + TILE, wx.dtype)
     S, T, line = _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0]
     largest = np.int32(0)
     row_sums[b, bands[0] : bands[-1]] = 0
     for xs in range(0, x0.size - RUN, TILE):
-        first, last = x0[xs], x1[xs + TILE - 1]
+        first = x0[xs]
+        n = x1[xs + TILE - 1] + 1 - first
         first_col, last_col = xs // patch_w, min((xs + TILE - 1) // patch_w, cols - 1)
         held[:] = -1
         for band in range(bands.size - 1):
@@ -253,45 +272,71 @@ def _bands(f32, bits, kind, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start
                 if held[r % 2] != r:
                     held[r % 2] = r
                     for c in range(C):
-                        _widen(f32, bits, kind, b, c, r, first, last - first + 1, row)
-                        largest = max(largest, _largest(row, last - first + 1))
-                        _expand(row, mode, first, last, x0, x1, wx, start, xs, lines[r % 2, c])
+                        begin = b * strides[0] + c * strides[1] + r * strides[2] + first * strides[3]
+                        _widen(f32, bits, kind, begin, strides[3], n, row)
+                        row[n] = row[n - 1]
+                        largest = max(largest, _largest(row, n))
+                        _expand(row, mode, first, x0, x1, wx, start, xs, lines[r % 2, c])
+            if give_up and largest > limit:
+                return True
             top, bottom = lines[y0[ya] % 2], lines[y1[ya] % 2]
             for y in range(ya, yb):
                 _tile(top, bottom, wy[y], score, m, lose, S, T, line)
                 if pixels.size:
-                    n = min(TILE, W - xs)
-                    for k in range(n):
+                    wide = min(TILE, W - xs)
+                    for k in range(wide):
                         pixels[b, y, xs + k] = line[k]
                 for col in range(first_col, last_col + 1):
                     row_sums[b, y, col] += _sum(line, max(col * patch_w - xs, 0), min((col + 1) * patch_w - xs, TILE))
-    return largest > np.int32(_bits(np.float32(FLOAT32_LIMIT)))
+    return largest > limit
 
 
 def _scores(  # type: ignore[no-untyped-def]
-    f32, bits, kind, score, bands, y0, y1, wy, mode, x0, x1, wx, start, wy64, wx64, patch_w, cols, W, row_sums, pixels
+    f32,
+    bits,
+    kind,
+    shape,
+    strides,
+    score,
+    bands,
+    y0,
+    y1,
+    wy,
+    mode,
+    x0,
+    x1,
+    wx,
+    start,
+    wy64,
+    wx64,
+    patch_w,
+    cols,
+    W,
+    row_sums,
+    pixels,
 ):
     """All bands of all images, in parallel.
 
-    f32 float32 [B, C, h, w] or bits uint16 [B, C, h, w], chosen by kind (0 float32, 1 bfloat16, 2 float16); bands int64
-    [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and wy float32 [rows], the rows' taps; x0, x1 int64
-    and wx float32, the columns' taps, padded to a multiple of TILE and RUN more; start int64 [w], the first pixel of a
-    cell; wy64, wx64 the weights in float64; row_sums float32 [B, rows, cols] is written, and so is pixels float32
-    [B, rows, W] unless it is empty.
+    f32 float32 or bits uint16: the logits' memory, chosen by kind (0 float32, 1 bfloat16, 2 float16), their shape
+    [B, C, h, w] and strides in elements; bands int64 [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and
+    wy float32 [rows], the rows' taps; x0, x1 int64 and wx float32, the columns' taps, padded to a multiple of TILE and
+    RUN more; start int64 [w], the first pixel of a cell; wy64, wx64 the weights in float64; row_sums float32
+    [B, rows, cols] is written, and so is pixels float32 [B, rows, W] unless it is empty.
     """
     n_items = (bands.size - 2) // BANDS + 1
     for item in prange(row_sums.shape[0] * n_items):
         b, at = item // n_items, item % n_items * BANDS
         some = bands[at : at + BANDS + 1]
-        large = _bands(f32, bits, kind, score, b, some, y0, y1, wy, mode, x0, x1, wx, start, wy,
-                       patch_w, cols, W, row_sums, pixels)  # fmt: skip
-        if large and mode != COPY:  # rare: once more
-            _bands(f32, bits, kind, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start, wy,
-                   patch_w, cols, W, row_sums, pixels)  # fmt: skip
+        large = _bands(f32, bits, kind, shape, strides, score, b, some, y0, y1, wy, mode, x0, x1, wx, start, wy,
+                       mode != COPY, patch_w, cols, W, row_sums, pixels)  # fmt: skip
+        if large and mode != COPY:  # rare; without upsampling there is nothing to do better
+            _bands(f32, bits, kind, shape, strides, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start, wy,
+                   False, patch_w, cols, W, row_sums, pixels)  # fmt: skip
 
 
 _SIGNATURE = (
-    "void(float32[:,:,:,:], uint16[:,:,:,:], int64, int64, int64[::1], int64[::1], int64[::1], float32[::1], int64, "
+    "void(float32[::1], uint16[::1], int64, UniTuple(int64, 4), UniTuple(int64, 4), int64, "
+    "int64[::1], int64[::1], int64[::1], float32[::1], int64, "
     "int64[::1], int64[::1], float32[::1], int64[::1], float64[::1], float64[::1], int64, int64, int64, "
     "float32[:,:,::1], float32[:,:,::1])"
 )
@@ -343,11 +388,14 @@ def patch_entropy(
     used = H if pixels is not None else rows * patch_h  # rows below the last patch matter to the map alone
     if not B:
         return
-    f32, bits, kind = np.empty((0, 0, 0, 0), np.float32), np.empty((0, 0, 0, 0), np.uint16), 0
+    strides = logits.stride()
+    extent = 1 + sum((n - 1) * step for n, step in zip(logits.shape, strides, strict=True))
+    memory = logits.as_strided((extent,), (1,))
+    f32, bits, kind = np.empty(0, np.float32), np.empty(0, np.uint16), 0
     if logits.dtype == torch.float32:
-        f32 = logits.numpy()
+        f32 = memory.numpy()
     else:
-        kind, bits = 1 + (logits.dtype == torch.float16), logits.view(torch.uint16).numpy()
+        kind, bits = 1 + (logits.dtype == torch.float16), memory.view(torch.uint16).numpy()
     row_sums = np.empty((B, used, cols), np.float32)
     out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
     shape_arguments = plan(h, w, H, W, used, align_corners)
@@ -355,7 +403,20 @@ def patch_entropy(
     before = get_num_threads()
     set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
     try:
-        run(f32, bits, kind, SCORES.index(score), *shape_arguments, patch_w, cols, W, row_sums, out)
+        run(
+            f32,
+            bits,
+            kind,
+            tuple(logits.shape),
+            strides,
+            SCORES.index(score),
+            *shape_arguments,
+            patch_w,
+            cols,
+            W,
+            row_sums,
+            out,
+        )
     finally:
         set_num_threads(before)
     per_row = row_sums[:, : rows * patch_h].reshape(B, rows, patch_h, cols)

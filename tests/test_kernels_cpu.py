@@ -220,8 +220,7 @@ def test_float16_is_widened_exactly() -> None:
     """All 65536 bit patterns, as the only logit beside 0 of a two-class pixel without upsampling."""
     bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     row = np.zeros(65536, np.float32)
-    source = bits.view(torch.uint16).numpy().reshape(1, 1, 1, -1)
-    entropy_cpu._widen(np.empty((0, 0, 0, 0), np.float32), source, 2, 0, 0, 0, 0, 65536, row)
+    entropy_cpu._widen(np.empty(0, np.float32), bits.view(torch.uint16).numpy(), 2, 0, 1, 65536, row)
     np.testing.assert_array_equal(row, bits.float().numpy())
 
 
