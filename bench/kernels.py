@@ -4,12 +4,9 @@ One process, interleaved rounds. Every alternative is compared with the float64 
 times stands the machine's own measured roof, and the share of it that each alternative reaches.
 """
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from meal_gpu.backend import machine
 from meal_gpu.kernels import cost, patch_entropy, reference
 
-from .machine import Roof, describe, measure_roof
+from .machine import Roof, measure_roof
 from .measure import interleaved
 
 EAGER, OURS = "eager chain", "meal_gpu.kernels"
@@ -91,10 +89,10 @@ def alternatives(x: Tensor, case: Case) -> dict[str, Callable[[], Tensor]]:
     out = torch.empty(case.shape[0], *case.grid, device=x.device)
     return {
         EAGER: lambda: chain(full_resolution, x),
-        "compiled, upsampling eager": lambda: compiled["full_resolution"](upsample(x, case.size), case.grid),
-        "compiled log S - T/S, upsampling eager": lambda: compiled["logsumexp_form"](upsample(x, case.size), case.grid),
-        "compiled whole": lambda: whole["full_resolution"](x),
-        "compiled whole log S - T/S": lambda: whole["logsumexp_form"](x),
+        "compiled": lambda: compiled["full_resolution"](upsample(x, case.size), case.grid),
+        "compiled log S-T/S": lambda: compiled["logsumexp_form"](upsample(x, case.size), case.grid),
+        "compiled all": lambda: whole["full_resolution"](x),
+        "compiled all log S-T/S": lambda: whole["logsumexp_form"](x),
         OURS: lambda: patch_entropy(x, case.size, case.grid, out=out),
     }
 
@@ -148,17 +146,17 @@ def run(*, rounds: int = 9, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     """Measure the roof and all cases on the CPU."""
     roof = measure_roof()
     return {
-        "machine": describe(),
+        "machine": machine(),
         "roof": asdict(roof),
         "cases": [run_case(case, roof, rounds=rounds) for case in cases],
     }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print the result as tables of at most 100 columns."""
-    machine, roof = result["machine"], result["roof"]
+    """Print the result as tables of at most 80 columns."""
+    card, roof = result["machine"], result["roof"]
     console.print(
-        f"{machine['cpu']}, {roof['threads']} threads, torch {machine['torch']}. Measured roof: "
+        f"{card['cpu']}, {roof['threads']} threads, torch {card['torch']}. Measured roof: "
         f"{roof['exps_per_second'] / 1e9:.2f} G exp/s, {roof['bytes_per_second'] / 1e9:.1f} GB/s."
     )
     for case in result["cases"]:
@@ -169,8 +167,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         )
         megabytes = (counts["bytes_read"] + counts["bytes_written"]) / 1e6
         caption = f"{counts['exps'] / 1e6:.1f} M exp, {megabytes:.1f} MB: at best {case['roof_ms']:.2f} ms here"
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", width=100)
-        table.add_column("")
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
+        table.add_column("", no_wrap=True)
         for heading in ("median ms", "best ms", "× eager", "of roof", "rel. error"):
             table.add_column(heading, justify="right")
         for name, row in case["alternatives"].items():
@@ -187,19 +185,3 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"{OURS}: {case['speedup_over_eager']:.1f} times faster than the eager chain, "
             f"{case['speedup_over_best_compiled']:.1f} times than the best torch.compile ({case['best_compiled']}).\n"
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m meal_gpu.bench.kernels [--rounds N] [--json FILE]``."""
-    parser = argparse.ArgumentParser(prog="meal-gpu bench kernels", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="timed rounds per case")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-    options = parser.parse_args(arguments)
-    result = run(rounds=options.rounds)
-    show(result, Console(width=100))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,8 @@
 """What this machine can do at best: its name, and the measured roofs that benchmarks divide by."""
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,29 +28,6 @@ class Roof:
     def seconds(self, exps: int, bytes_moved: int) -> float:
         """The least time for that work: the slower of the two, as if they overlapped perfectly."""
         return max(exps / self.exps_per_second, bytes_moved / self.bytes_per_second)
-
-
-def cpu_name() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def describe() -> dict[str, Any]:
-    """Machine and versions, for the record beside the numbers."""
-    names = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
-    return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpus": names,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 @cache

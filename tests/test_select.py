@@ -34,7 +34,7 @@ def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None
     draw = torch.Generator().manual_seed(seed)
     points = torch.randn(n, 2, generator=draw) if points is None else points
     return PoolView(
-        image=ids // 4, cell=ids % 4, free=mask, labelled=~mask,
+        image=ids // 4, cell=ids % 4, free=mask, n_free=len(free), labelled=~mask,
         query=QueryConfig(**{"n_query": 3, "n_informative": 8, **query}), uniforms=drawn(seed),
         score=torch.rand(n, generator=draw) if score is None else score, features=points,
         place=lambda ids: points[ids], fit=lambda ids: points[ids])
@@ -46,7 +46,8 @@ def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None
 def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
-        "image", "cell", "free", "labelled", "query", "uniforms", "score", "features", "probabilities", "place", "fit"]
+        "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities", "place",
+        "fit"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
