@@ -52,7 +52,8 @@ def test_case_table_and_json(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(bench, "alternatives", few_alternatives)
     monkeypatch.setattr(bench, "measure_roof", lambda: ROOF)
     monkeypatch.setattr(bench, "run", partial(bench.run, cases=[CASE]))
-    monkeypatch.setattr("sys.argv", ["meal-gpu", "bench", "kernels", "--rounds", "2", "--json", str(tmp_path / "b.json")])
+    arguments = ["bench", "kernels", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    monkeypatch.setattr("sys.argv", ["meal-gpu", *arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code in (0, None)

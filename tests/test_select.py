@@ -46,8 +46,8 @@ def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None
 def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
-        "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities", "place",
-        "fit"]
+        "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
+        "place", "fit"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))

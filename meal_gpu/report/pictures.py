@@ -101,7 +101,7 @@ def _card(arrays: dict[str, np.ndarray], index: int, patch: Patch | None, run: R
 
 
 def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[str, int] | None:
-    """One round, collapsed unless it is the last, and the number of its patches that are shown; None where it has no pictures."""
+    """One round, collapsed unless it is the last, and how many patches it shows; None where it has no pictures."""
     path = f"gallery/round-{number:02d}.npz"
     arrays = seed.arrays(path)
     if arrays is None:
