@@ -24,6 +24,7 @@ import numpy as np
 from .datasets import Sample
 from .decode import Decoded, decode_all
 from .errors import InputError
+from .files import sync_directory
 from .store import FILES, FORMAT, Size, Store, checksums_of, read_manifest, shapes_of
 from .timing import Progress
 
@@ -90,11 +91,11 @@ def build(plan: Plan, progress: Progress) -> None:
         out.write(json.dumps(manifest, separators=(",", ":")).encode())
         out.flush()
         os.fsync(out.fileno())
-    _sync(partial)
+    sync_directory(partial)
     if plan.path.exists():
         plan.path.rename(old)  # whoever has the old one mapped keeps it
     partial.rename(plan.path)
-    _sync(plan.path.parent)
+    sync_directory(plan.path.parent)
     (plan.path / _JOURNAL).unlink()
     shutil.rmtree(old, ignore_errors=True)
     _log.info("Built the store %s of %d images in %.1f s.", plan.path, total, time.monotonic() - start)
@@ -178,14 +179,6 @@ def _write_at(file: BinaryIO, content: memoryview, offset: int) -> None:
     while content:
         written = os.pwrite(file.fileno(), content, offset)
         content, offset = content[written:], offset + written
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _check_space(plan: Plan, there: int) -> None:
