@@ -128,7 +128,11 @@ class QueryConfig(Section):
     strategy: str = "meal"
     rounds: NonNegative = 8
     n_initial_images: NonNegative = 2
-    """Random images whose patches are all labelled at the start; 0 labels the whole pool (the supervised baseline)."""
+    """Random images whose patches are all labelled at the start; 0 labels the whole pool (the supervised baseline).
+
+    With ``context: image`` give at least 2: patches of one image share the image-pooling branch's input, and
+    batch-norm then learns a variance of nearly 0 that blows up on other images.
+    """
     n_query: Positive = 32
     n_informative: Positive = 200
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
