@@ -19,6 +19,9 @@ from meal_gpu.predict import predict
 from meal_gpu.select import PoolView, entropy, seed_kmeans
 
 CUDA = torch.device("cuda")
+pytestmark = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) and not torch.cuda.is_available(),
+    reason="older PyTorch asks the driver for the device of a pretended index")
 
 
 class Transfers(TorchDispatchMode):
