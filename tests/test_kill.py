@@ -51,11 +51,11 @@ os._exit(0)
 
 MOMENTS = [
     ("ingest train", 1),  # while decoding
+    ("seconds", 0.5),     # wherever that is; early, when the run still needs seconds
     ("train", 2),         # in the middle of round 0's training
     ("fsync", 7),         # in the middle of writing an artefact
     ("half a line", 0),   # in the middle of the line that ends a round
     ("score", 1),         # while scoring the pool
-    ("seconds", 1.0),     # wherever that is
 ]
 
 
