@@ -1,28 +1,27 @@
 """``meal-gpu bench kernels``: the patch-entropy kernel against the eager chain and the best torch.compile of it.
 
-One process, interleaved rounds. Every alternative is compared with the float64 reference before it is timed. Beside the
-times stands the machine's own measured roof, and the share of it that each alternative reaches.
+Every alternative is compared with the float64 reference before it is timed.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-from meal_gpu.backend import machine
 from meal_gpu.kernels import cost, patch_entropy, reference
 
-from .machine import Roof, measure_roof
-from .measure import interleaved
+from .machine import Roofs, Work, card, measure_roofs
+from .measure import CPU, Calibration, Effort, enough_copies, interleaved, rotating
+from .memory import peak
+from .result import Baseline, Result, Stage, WrongResultError, baseline, stage
 
 EAGER, OURS = "eager chain", "meal_gpu.kernels"
 MAX_ERROR = 1e-5  # relative, of a patch sum, for an alternative to be timed
+KERNEL_EFFORT = Effort(4.0, 5, 30, 1.0)
+Alternative = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,15 @@ class Case:
     grid: tuple[int, int]
     dtype: str = "float32"
 
-    def logits(self, device: str) -> Tensor:
-        """Seeded random logits, smooth enough to be interpolated."""
-        x = 3 * torch.randn(self.shape, generator=torch.Generator().manual_seed(0))
+    def logits(self, device: str | torch.device, seed: int = 0) -> Tensor:
+        """Seeded random logits."""
+        x = 3 * torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
         return x.to(device, getattr(torch, self.dtype))
+
+    def work(self) -> Work:
+        counts = cost.patch_entropy(self.shape, self.size, self.grid, item_bytes=getattr(torch, self.dtype).itemsize)
+        # Its additions run beside the exponentials on other units, and not as products: only the latter bound it.
+        return Work(bytes=counts.bytes_moved, exps=counts.exps)
 
 
 CASES = (
@@ -72,7 +76,7 @@ def logsumexp_form(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return entropy[:, : rows * ph, : cols * pw].reshape(B, rows, ph, cols, pw).sum((2, 4))
 
 
-def alternatives(x: Tensor, case: Case) -> dict[str, Callable[[], Tensor]]:
+def alternatives(case: Case) -> dict[str, Alternative]:
     """The eager chain, several ways to compile it, and the kernel."""
 
     def chain(formula: Callable[[Tensor, tuple[int, int]], Tensor], x: Tensor) -> Tensor:
@@ -86,102 +90,53 @@ def alternatives(x: Tensor, case: Case) -> dict[str, Callable[[], Tensor]]:
         formula.__name__: torch.compile(partial(chain, formula), dynamic=False)
         for formula in (full_resolution, logsumexp_form)
     }
-    out = torch.empty(case.shape[0], *case.grid, device=x.device)
     return {
-        EAGER: lambda: chain(full_resolution, x),
-        "compiled": lambda: compiled["full_resolution"](upsample(x, case.size), case.grid),
-        "compiled log S-T/S": lambda: compiled["logsumexp_form"](upsample(x, case.size), case.grid),
-        "compiled all": lambda: whole["full_resolution"](x),
-        "compiled all log S-T/S": lambda: whole["logsumexp_form"](x),
-        OURS: lambda: patch_entropy(x, case.size, case.grid, out=out),
+        EAGER: lambda x: chain(full_resolution, x),
+        "compiled": lambda x: compiled["full_resolution"](upsample(x, case.size), case.grid),
+        "compiled log S-T/S": lambda x: compiled["logsumexp_form"](upsample(x, case.size), case.grid),
+        "compiled all": whole["full_resolution"],
+        "compiled all log S-T/S": whole["logsumexp_form"],
+        OURS: lambda x: patch_entropy(x, case.size, case.grid),
     }
 
 
-def run_case(case: Case, roof: Roof, *, rounds: int, device: str = "cpu") -> dict[str, Any]:
-    """Check and time one case; the result is what ``--json`` writes.
+def run_case(case: Case, roofs: Roofs, effort: Effort, device: torch.device, calibration: Calibration) -> Stage:
+    """Check and time one case.
 
     Raises
     ------
-    RuntimeError
+    WrongResultError
         If the kernel is not within MAX_ERROR of the reference.
     """
-    x = case.logits(device)
-    expected = reference.patch_entropy(x, case.size, case.grid)[0]
-    work, errors = {}, {}
+    n_bytes = case.logits("cpu").nbytes
+    inputs = [case.logits(device, seed) for seed in range(enough_copies(n_bytes, device))]
+    expected = reference.patch_entropy(inputs[0], case.size, case.grid)[0]
+    calls, errors = alternatives(case), {}
     with torch.inference_mode():
-        for name, call in alternatives(x, case).items():
-            errors[name] = float(((call().double().cpu() - expected).abs() / expected).max())
-            if errors[name] <= MAX_ERROR:
-                work[name] = call
-    if OURS not in work:
-        raise RuntimeError(f"{case.name}: relative error {errors[OURS]:.1e} of the kernel exceeds {MAX_ERROR}")
-    synchronize = torch.cuda.synchronize if device == "cuda" else None
-    timings = interleaved(work, rounds=rounds, warmup=2, synchronize=synchronize)
-    counts = cost.patch_entropy(case.shape, case.size, case.grid, item_bytes=x.element_size())
-    least = roof.seconds(counts.exps, counts.bytes_moved)
-    best_compiled = min((n for n in work if n.startswith("compiled")), key=lambda n: timings[n].median)
-    return {
-        "case": asdict(case),
-        "device": device,
-        "cost": asdict(counts),
-        "roof_ms": 1e3 * least,
-        "best_compiled": best_compiled,
-        "speedup_over_eager": timings[OURS].ratio(timings[EAGER]),
-        "speedup_over_best_compiled": timings[OURS].ratio(timings[best_compiled]),
-        "alternatives": {
-            name: {
-                "median_ms": 1e3 * timing.median,
-                "best_ms": 1e3 * timing.best,
-                "speedup_over_eager": timing.ratio(timings[EAGER]),
-                "share_of_roof": least / timing.median,
-                "relative_error": errors[name],
-            }
-            for name, timing in timings.items()
-        },
-        "left_out": {name: error for name, error in errors.items() if name not in work},
-    }
+        for name, call in calls.items():
+            errors[name] = float(((call(inputs[0]).double().cpu() - expected).abs() / expected).max())
+        if not errors[OURS] <= MAX_ERROR:
+            raise WrongResultError(f"{case.name}: the kernel's relative error is {errors[OURS]:.1e}, more than "
+                                   f"{MAX_ERROR:.0e}")
+        right = {name: call for name, call in calls.items() if errors[name] <= MAX_ERROR}
+        with peak(device) as memory:
+            calls[OURS](inputs[0])
+        timings = interleaved({name: rotating(call, inputs) for name, call in right.items()}, effort, device,
+                              calibration)
+    checked = f"relative error of a patch sum against float64, at most {MAX_ERROR:.0e}"
+    others = [baseline(name, timings[OURS], timings[name], errors[name], checked) if name in right else
+              Baseline(name=name, times=None, error=errors[name], checked=checked, note="not timed: too inexact")
+              for name in calls if name != OURS]
+    return stage(case.name, case.shape[0] * case.grid[0] * case.grid[1], "patches", timings[OURS], roofs, case.work(),
+                 memory, baselines=tuple(others), note=f"{case.dtype} {list(case.shape)} → {list(case.size)}; relative "
+                 f"error {errors[OURS]:.0e}")
 
 
-def run(*, rounds: int = 9, cases: Sequence[Case] = CASES) -> dict[str, Any]:
-    """Measure the roof and all cases on the CPU."""
-    roof = measure_roof()
-    return {
-        "machine": machine(),
-        "roof": asdict(roof),
-        "cases": [run_case(case, roof, rounds=rounds) for case in cases],
-    }
-
-
-def show(result: dict[str, Any], console: Console) -> None:
-    """Print the result as tables of at most 80 columns."""
-    card, roof = result["machine"], result["roof"]
-    console.print(
-        f"{card['cpu']}, {roof['threads']} threads, torch {card['torch']}. Measured roof: "
-        f"{roof['exps_per_second'] / 1e9:.2f} G exp/s, {roof['bytes_per_second'] / 1e9:.1f} GB/s."
-    )
-    for case in result["cases"]:
-        about, counts = case["case"], case["cost"]
-        title = (
-            f"{about['name']}: {about['shape']} {about['dtype']} → {about['size'][0]}×{about['size'][1]}, "
-            f"{about['grid'][0]}×{about['grid'][1]} patches"
-        )
-        megabytes = (counts["bytes_read"] + counts["bytes_written"]) / 1e6
-        caption = f"{counts['exps'] / 1e6:.1f} M exp, {megabytes:.1f} MB: at best {case['roof_ms']:.2f} ms here"
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=None)
-        table.add_column("", no_wrap=True)
-        for heading in ("median ms", "best ms", "× eager", "of roof", "rel. error"):
-            table.add_column(heading, justify="right")
-        for name, row in case["alternatives"].items():
-            table.add_row(
-                name,
-                f"{row['median_ms']:.2f}",
-                f"{row['best_ms']:.2f}",
-                f"{row['speedup_over_eager']:.1f}",
-                f"{row['share_of_roof']:.0%}",
-                f"{row['relative_error']:.0e}",
-            )
-        console.print(table)
-        console.print(
-            f"{OURS}: {case['speedup_over_eager']:.1f} times faster than the eager chain, "
-            f"{case['speedup_over_best_compiled']:.1f} times than the best torch.compile ({case['best_compiled']}).\n"
-        )
+def run(effort: Effort = KERNEL_EFFORT, cases: Sequence[Case] | None = None,
+        device: torch.device = CPU) -> Result:
+    """Measure the roofs and all cases, `CASES` if none are given."""
+    cases = CASES if cases is None else cases
+    roofs, calibration = measure_roofs(device, torch.float32), Calibration(device)
+    return Result(part="kernels", subject="the score kernel", settings={"cases": [asdict(case) for case in cases]},
+                  machine=card(), device=str(device), roofs=roofs,
+                  stages=tuple(run_case(case, roofs, effort, device, calibration) for case in cases))

@@ -1,38 +1,167 @@
-"""What this machine can do at best: its name, and the measured roofs that benchmarks divide by."""
+"""What this machine can do at best: its card, and the measured roofs that benchmarks divide by."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import io
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import get_num_threads, njit, prange, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
+from PIL import Image
 
-from .measure import interleaved
+from meal_gpu.backend import machine
+
+from .measure import Effort, interleaved, last_level_cache
 
 _CHUNK = 4096  # float32 per thread: 16 KiB, in the L1 cache
 _REPEATS = 4096  # passes over a chunk
-_STREAM_BYTES = 256 * 2**20  # far beyond the caches
+_UPDATES = 200_000
+ROOF_EFFORT = Effort(1.5, 3, 9, 0.3)
 
 
 @dataclass(frozen=True)
-class Roof:
-    """Measured limits of this machine with its current number of threads."""
+class Work:
+    """What a stage must do, whoever does it: the numerators of the roofline. Counts, zero where there is none."""
+
+    bytes: int = 0
+    """Each input read once and each output written once."""
+    exps: int = 0
+    flops: int = 0
+    """Of products and convolutions; a multiply-add is two."""
+    pixels: int = 0
+    """Decoded from PNG."""
+    dispatches: int = 0
+    """Operations that the host starts one after the other."""
+    updates: int = 0
+    """Moves of a point by UMAP's layout, on one core: a seeded layout has one thread."""
+
+    def times(self, factor: float) -> "Work":
+        return Work(**{name: round(value * factor) for name, value in asdict(self).items()})
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+BOUNDS = {"bytes": "memory", "exps": "exp", "flops": "FLOP", "pixels": "decode", "dispatches": "host",
+          "updates": "host"}
+"""Fields of `Work` and `Roofs` -> what a stage that they limit is bound by."""
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Rates per second that this machine reached with its current number of threads; 0 where not measured."""
 
     threads: int
-    exps_per_second: float
-    bytes_per_second: float
+    dtype: str
+    """Of the products that ``flops`` was measured with."""
+    bytes: float = 0.0
+    exps: float = 0.0
+    flops: float = 0.0
+    pixels: float = 0.0
+    dispatches: float = 0.0
+    updates: float = 0.0
 
-    def seconds(self, exps: int, bytes_moved: int) -> float:
-        """The least time for that work: the slower of the two, as if they overlapped perfectly."""
-        return max(exps / self.exps_per_second, bytes_moved / self.bytes_per_second)
+    def least(self, work: Work) -> tuple[float, str]:
+        """Seconds that the work takes at least, as if all of it overlapped perfectly, and what bounds it.
+
+        (0, "") for work of which nothing was counted or measured.
+        """
+        times = {name: getattr(work, name) / getattr(self, name) for name in BOUNDS if getattr(self, name)}
+        name = max(times, key=lambda key: times[key], default="")
+        return (times[name], BOUNDS[name]) if name and times[name] > 0 else (0.0, "")
+
+
+def card() -> dict[str, Any]:
+    """The machine and the code that was measured."""
+    known = {**machine(), "last_level_cache_bytes": last_level_cache(torch.device("cpu")), "commit": _commit()}
+    driver = Path("/proc/driver/nvidia/version")
+    if "gpu" in known and driver.is_file():
+        known["driver"] = driver.read_text().splitlines()[0]
+    return known
+
+
+def _commit() -> str | None:
+    """The commit of the working tree, with ``+`` where files differ from it; None outside of one."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True,
+                              check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def measure_roofs(device: torch.device, dtype: torch.dtype, images: Sequence[Path] = (),
+                  effort: Effort = ROOF_EFFORT) -> Roofs:
+    """Measure all roofs, the best of a few samples each.
+
+    Memory: a copy eight times the last-level cache. Exp: in cache, the better of torch's and the CPU kernel's. FLOP:
+    the best of large products and a wide convolution in ``dtype``. Decode: Pillow on all cores, ``images`` from
+    memory. Host: tiny operations of torch; updates of points by one core.
+    """
+    source = torch.ones(min(2**28, 2 * last_level_cache(device)), device=device)
+    target = torch.empty_like(source)
+    tiny = torch.zeros(1, device=device)
+    work: dict[str, tuple[str, float, Callable[[], object]]] = {
+        "copy": ("bytes", 2 * source.nbytes, lambda: target.copy_(source)),
+        "dispatch": ("dispatches", 1000, lambda: [tiny.add_(1) for _ in range(1000)]),
+        "updates": ("updates", _UPDATES, _layout(_UPDATES)),
+        **_exps(device), **_products(device, dtype),
+    }
+    if images:
+        files = [file.read_bytes() for file in images]
+        work["decode"] = ("pixels", sum(map(_pixels, files)), lambda: _decode_all(files))
+    before = get_num_threads()
+    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
+    try:
+        with torch.inference_mode():
+            timings = interleaved({name: call for name, (_, _, call) in work.items()}, effort, device)
+    finally:
+        set_num_threads(before)
+    best: dict[str, float] = {}
+    for name, (kind, count, _) in work.items():
+        best[kind] = max(best.get(kind, 0.0), count / timings[name].best)
+    return Roofs(torch.get_num_threads(), str(dtype).removeprefix("torch."), **best)
+
+
+def _exps(device: torch.device) -> dict[str, tuple[str, float, Callable[[], object]]]:
+    """Exponentials of buffers in cache, again and again."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda":
+        wide = torch.zeros(2**22, device=device)
+        into = torch.empty_like(wide)
+        return {"exp": ("exps", 32 * wide.numel(), lambda: [torch.exp(wide, out=into) for _ in range(32)])}
+    x = np.linspace(-20, 0, threads * _CHUNK, dtype=np.float32).reshape(threads, _CHUNK)
+    y = np.empty_like(x)
+    loop = _exp_loop()
+    flat = torch.from_numpy(x.reshape(-1)).repeat(16)  # 64 K per thread: torch uses its threads, still in the L2 cache
+    out = torch.empty_like(flat)
+    return {"kernel's exp": ("exps", x.size * _REPEATS, lambda: loop(x, y, _REPEATS)),
+            "exp": ("exps", flat.numel() * 256, lambda: [torch.exp(flat, out=out) for _ in range(256)])}
+
+
+def _products(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, float, Callable[[], object]]]:
+    """A square product and the decoder's kind of convolution, large enough to be limited by arithmetic alone."""
+    n, (batch, side) = (8192, (64, 128)) if device.type == "cuda" else (1536, (1, 96))
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    maps = torch.randn(batch, 256, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(256, 256, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    return {"product": ("flops", 2 * n**3, lambda: a @ b),
+            "convolution": ("flops", 2 * batch * side**2 * 256 * 256 * 9, lambda: F.conv2d(maps, weight, padding=1))}
 
 
 @cache
 def _exp_loop() -> Any:
-    """Exponentials of a buffer in the L1 cache, again and again, on all threads: only the kernel's polynomial."""
+    """Exponentials of a buffer in the L1 cache on all threads: only the kernel's polynomial."""
     from meal_gpu.kernels.entropy_cpu import _exp
 
     @njit(fastmath={"contract"}, error_model="numpy")
@@ -49,32 +178,37 @@ def _exp_loop() -> Any:
     return loop
 
 
-def measure_roof(rounds: int = 5) -> Roof:
-    """Exponentials per second (the better of torch's and the kernel's, in cache), bytes per second (a large copy)."""
-    threads = torch.get_num_threads()
-    x = np.linspace(-20, 0, threads * _CHUNK, dtype=np.float32).reshape(threads, _CHUNK)
-    y = np.empty_like(x)
-    loop, before = _exp_loop(), get_num_threads()
-    flat = torch.from_numpy(x.reshape(-1))
-    wide = flat.repeat(16)  # 64 K per thread: enough for torch to use its threads, still in the L2 cache
-    into = torch.empty_like(wide)
-    source = torch.ones(_STREAM_BYTES // 4)
-    target = torch.empty_like(source)
-    torch_repeats = _REPEATS // 16
+def _layout(n: int) -> Callable[[], object]:
+    """Moves of points in the plane as UMAP's layout makes them: read a pair, a power, a division, write one."""
+    @njit(fastmath=True, error_model="numpy")
+    def move(points: Any, heads: Any, tails: Any) -> None:
+        for k in range(heads.size):
+            i, j = heads[k], tails[k]
+            dx, dy = points[i, 0] - points[j, 0], points[i, 1] - points[j, 1]
+            d2 = dx * dx + dy * dy + np.float32(1e-3)
+            pull = np.float32(-1.4) * d2 ** np.float32(-0.2) / (np.float32(1) + d2 ** np.float32(0.8))
+            points[i, 0] += np.float32(1e-3) * min(max(pull * dx, np.float32(-4)), np.float32(4))
+            points[i, 1] += np.float32(1e-3) * min(max(pull * dy, np.float32(-4)), np.float32(4))
 
-    def torch_exps() -> None:
-        for _ in range(torch_repeats):
-            torch.exp(wide, out=into)
+    rng = np.random.default_rng(0)
+    points = rng.random((5000, 2), np.float32)
+    heads, tails = (rng.integers(0, len(points), n) for _ in range(2))
+    return lambda: move(points, heads, tails)
 
-    work: dict[str, Callable[[], object]] = {
-        "kernel": lambda: loop(x, y, _REPEATS),
-        "torch": torch_exps,
-        "copy": lambda: target.copy_(source),
-    }
-    set_num_threads(min(threads, NUMBA_NUM_THREADS))
-    try:
-        timings = interleaved(work, rounds=rounds)
-    finally:
-        set_num_threads(before)
-    exps = max(x.size * _REPEATS / timings["kernel"].best, wide.numel() * torch_repeats / timings["torch"].best)
-    return Roof(threads, exps, 2 * _STREAM_BYTES / timings["copy"].best)
+
+def _pixels(file: bytes) -> int:
+    with Image.open(io.BytesIO(file)) as image:
+        return image.width * image.height
+
+
+def _decode_all(files: Sequence[bytes]) -> None:
+    def decode(file: bytes) -> None:
+        Image.open(io.BytesIO(file)).load()
+
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        list(threads.map(decode, files))
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+

@@ -1,22 +1,38 @@
-"""Timing of alternatives in one process: interleaved, so that a busy or throttling machine slows all of them alike."""
+"""Timing in one process: alternatives interleaved, beside a calibration workload that says how fast the machine was.
 
-import statistics
+A shared or throttling machine slows whatever runs at that moment. So alternatives take turns, and around each sample a
+small fixed workload is timed: `Timing.calibrated` holds the samples in units of it, which `compare` can trust where the
+machine was slower as a whole.
+"""
+
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+_LEAST_SAMPLE = 5e-3
+"""Seconds: shorter calls are repeated within a sample until they take so long, or the clock would be what is seen."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each round of one alternative."""
+    """Seconds per call, one entry per sample; equal indices of alternatives were taken side by side."""
 
     seconds: tuple[float, ...]
+    calibrated: tuple[float, ...] = ()
+    """The samples over the seconds of the calibration around them."""
 
     @property
     def median(self) -> float:
-        return statistics.median(self.seconds)
+        return quantile(self.seconds, 0.5)
 
     @property
     def best(self) -> float:
@@ -24,32 +40,127 @@ class Timing:
 
     def ratio(self, other: "Timing") -> float:
         """How many times faster than `other`: the median over the rounds, of which each ran both."""
-        return statistics.median(o / s for o, s in zip(other.seconds, self.seconds, strict=True))
+        return quantile(self.ratios(other), 0.5)
+
+    def ratios(self, other: "Timing") -> tuple[float, ...]:
+        return tuple(o / s for o, s in zip(other.seconds, self.seconds, strict=True))
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    return float(np.quantile(values, q))
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to warm up and to measure one set of alternatives."""
+
+    seconds: float = 3.0
+    """Samples are taken for so long, within the bounds on rounds."""
+    min_rounds: int = 5
+    max_rounds: int = 50
+    warmup_seconds: float = 0.5
+    """Rounds that are not counted, for so long, and at least one: compilation and caches."""
+
+
+class Timer:
+    """Seconds that a call takes: CUDA events on a CUDA device, the monotonic clock on the CPU.
+
+    The events stand before and after all that the call does, so that host time in it counts on both.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __call__(self, work: Callable[[], object], calls: int = 1) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(calls):
+                work()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / calls
+        begin = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - begin) / calls
+
+
+class Calibration:
+    """A fixed workload of about a millisecond: products in cache, a copy beyond the caches, and Python.
+
+    It uses as many threads as the stages do, so that what takes these away slows it too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.timer = Timer(device)
+        self.a = torch.full((192, 192), 0.5, device=device)
+        self.product = torch.empty_like(self.a)
+        self.source = torch.ones(2**20, device=device)
+        self.target = torch.empty_like(self.source)
+        self.once = min(self.timer(self._work) for _ in range(20))
+
+    def _work(self) -> None:
+        for _ in range(8):
+            torch.mm(self.a, self.a, out=self.product)
+        self.target.copy_(self.source)
+        sum(range(5000))
+
+    def seconds(self, beside: float) -> float:
+        """Its time now, taken over a tenth of the time of the sample that it stands beside, 2 to 200 calls."""
+        return self.timer(self._work, min(200, max(2, math.ceil(0.1 * beside / self.once))))
 
 
 def interleaved(
     alternatives: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    warmup: int = 1,
-    synchronize: Callable[[], None] | None = None,
+    effort: Effort = Effort(),
+    device: torch.device = CPU,
+    calibration: Calibration | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Timing]:
-    """Time every alternative once per round, after warm-up rounds that are not counted.
+    """Time every alternative once per round, after rounds of warm-up that are not counted.
 
-    The order alternates, so that none always runs after the same neighbour. `synchronize` waits for asynchronous work
-    (``torch.cuda.synchronize``).
+    The order alternates, so that none always runs after the same neighbour. Gradients are as the caller has set them.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    names = list(alternatives)
-    for index in range(warmup + rounds):
+    timer, names = Timer(device), list(alternatives)
+    begin, calls = clock(), dict.fromkeys(names, 1)
+    while True:
+        for name in names:
+            took = timer(alternatives[name])
+            calls[name] = max(1, math.ceil(_LEAST_SAMPLE / max(took, 1e-7)))
+        if clock() - begin >= effort.warmup_seconds:
+            break
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    calibrated: dict[str, list[float]] = {name: [] for name in names}
+    begin = clock()
+    for index in range(effort.max_rounds):
         for name in names if index % 2 else reversed(names):
-            if synchronize:
-                synchronize()
-            start = time.perf_counter()
-            with torch.inference_mode():
-                alternatives[name]()
-            if synchronize:
-                synchronize()
-            if index >= warmup:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+            beside = calls[name] * (seconds[name][-1] if seconds[name] else _LEAST_SAMPLE)
+            before = calibration.seconds(beside) if calibration else 1.0
+            seconds[name].append(timer(alternatives[name], calls[name]))
+            after = calibration.seconds(beside) if calibration else 1.0
+            calibrated[name].append(2 * seconds[name][-1] / (before + after))
+        if index + 1 >= effort.min_rounds and clock() - begin >= effort.seconds:
+            break
+    return {name: Timing(tuple(seconds[name]), tuple(calibrated[name]) if calibration else ()) for name in names}
+
+
+def rotating(work: Callable[[T], object], inputs: Sequence[T]) -> Callable[[], object]:
+    """A call on the next of several inputs. With `enough_copies` of them none is in a cache when its turn comes."""
+    turn = cycle(inputs)
+    return lambda: work(next(turn))
+
+
+def enough_copies(n_bytes: int, device: torch.device) -> int:
+    """How many inputs of n_bytes are twice the last-level cache, at most 64."""
+    return max(1, min(64, math.ceil(2 * last_level_cache(device) / max(n_bytes, 1))))
+
+
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the largest cache that this process runs on; 32 MiB where the machine does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [file.read_text().strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes if size[-1:] in units), default=32 * 2**20)

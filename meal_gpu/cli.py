@@ -3,7 +3,6 @@
 Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted (and resumable).
 """
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -16,10 +15,10 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from .bench.commands import app as bench
 from .config import Config, shipped
 from .display import Display
 from .errors import InputError
-from .files import write_atomic
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -107,22 +106,7 @@ def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=C
     console.print(table)
 
 
-bench = typer.Typer(help="Measure throughput on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-
-@bench.command("kernels")
-def bench_kernels(
-        rounds: Annotated[int, typer.Option(min=1, help="Timed rounds per case.")] = 9,
-        json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers.")] = None,
-        ) -> None:
-    """The patch-entropy kernel against the eager chain and torch.compile, beside the machine's roof."""
-    from .bench import kernels
-
-    result = kernels.run(rounds=rounds)
-    kernels.show(result, console)
-    if json_ is not None:
-        write_atomic(json_, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:

@@ -1,0 +1,96 @@
+"""``--compare OLD.json``: which stages have become slower, by a rule that a busy machine does not fool.
+
+The rule. Of a stage, four ratios new / old are taken: of the median and of the best fifth (20 % quantile) of the
+samples, each in seconds and in units of the calibration workload that was timed beside every sample. The *smallest* of
+the four is what the stage has surely lost: a machine that was slower as a whole cancels in the calibrated ones, a
+calibration that was disturbed does not show in the seconds, and a few slow samples do not move the best fifth. The
+stage regresses where that exceeds 1 + tolerance + spread. The spread is half the distance from the 20 % to the 80 %
+quantile over the median, of the noisier of the two runs, in whichever unit is the steadier: a stage that jumps by 20 %
+within a run cannot be judged to 10 %. With fewer than five samples the spread counts as 10 % at least. A slowdown below
+the tolerance is thus never reported; one above it is the surer to be reported, the steadier the stage is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from meal_gpu.errors import InputError
+
+from .measure import quantile
+from .result import Result, Times
+
+MACHINE_KEYS = ("cpu", "gpu", "cores", "threads")
+FEW_SAMPLES, FEW_SPREAD = 5, 0.10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    stage: str
+    old_ms: float
+    new_ms: float
+    slower: float
+    """How many times slower at the least: the smallest of the four ratios."""
+    limit: float
+
+    @property
+    def regressed(self) -> bool:
+        return self.slower > self.limit
+
+    def __str__(self) -> str:
+        return (f"{self.stage}: {self.old_ms:.2f} → {self.new_ms:.2f} ms, at least {self.slower - 1:+.0%} "
+                f"(allowed {self.limit - 1:+.0%})")
+
+
+def compare(old: Result, new: Result, tolerance: float) -> list[Verdict]:
+    """Judge every stage, and the whole round, that both have; worst first.
+
+    Raises `InputError` where the two did not do the same work on the same machine.
+    """
+    check_comparable(old, new)
+    pairs = [(stage.name, old.stage(stage.name).times, stage.times) for stage in new.stages
+             if any(stage.name == other.name for other in old.stages)]
+    if old.whole and new.whole:
+        pairs.append(("whole round", old.whole.times, new.whole.times))
+    return sorted((judge(*pair, tolerance) for pair in pairs), key=lambda one: one.limit - one.slower)
+
+
+def judge(name: str, old: Times, new: Times, tolerance: float) -> Verdict:
+    """The rule of this module for one stage."""
+    units: list[tuple[Sequence[float], Sequence[float]]] = [(old.seconds, new.seconds)]
+    if old.calibrated and new.calibrated:
+        units.append((old.calibrated, new.calibrated))
+    slower = min(quantile(after, q) / quantile(before, q) for before, after in units for q in (0.2, 0.5))
+    spread = min(max(_spread(before), _spread(after)) for before, after in units)
+    return Verdict(name, old.median_ms, new.median_ms, slower, 1 + tolerance + spread)
+
+
+def _spread(samples: Sequence[float]) -> float:
+    half = (quantile(samples, 0.8) - quantile(samples, 0.2)) / 2 / quantile(samples, 0.5)
+    return half if len(samples) >= FEW_SAMPLES else max(half, FEW_SPREAD)
+
+
+def check_comparable(old: Result, new: Result) -> None:
+    """Raise `InputError` where a difference in time would not be one of the code."""
+    if old.part != new.part:
+        raise InputError(f"The old result is of bench {old.part}, the new one of bench {new.part}: compare equal "
+                         "parts.")
+    for key in sorted(old.settings.keys() | new.settings.keys()):
+        if old.settings.get(key) != new.settings.get(key):
+            raise InputError(f"The results did different work: {key} was {old.settings.get(key)!r} and is "
+                             f"{new.settings.get(key)!r}. Measure with equal settings.")
+    for key in MACHINE_KEYS:
+        if old.machine.get(key) != new.machine.get(key):
+            raise InputError(f"The results are of different machines: {key} was {old.machine.get(key)!r} and is "
+                             f"{new.machine.get(key)!r}. Measure the old code on this machine.")
+    if old.device != new.device:
+        raise InputError(f"The results are of different devices, {old.device} and {new.device}.")
+
+
+def tolerance_of(text: str) -> float:
+    """``10%`` or ``0.1`` → 0.1. Raises `InputError` for anything else."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 10:
+        raise InputError(f"--tolerance is {text!r}: give a share such as 10% or 0.1.")
+    return value

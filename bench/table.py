@@ -1,0 +1,135 @@
+"""A result as a table of at most 100 columns, and the one thing to do next."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .compare import Verdict
+from .result import Result, Stage
+
+RATES = {"memory": ("bytes", 1e9, "GB/s"), "FLOP": ("flops", 1e9, "GFLOP/s"), "exp": ("exps", 1e9, "Gexp/s"),
+         "decode": ("pixels", 1e6, "Mpx/s")}
+"""What bounds a stage -> the count of its work, the unit's size, the unit."""
+
+DO_NEXT = {
+    ("ingest", "decode"): "decode-bound: run meal-gpu ingest once before the runs; more cores decode faster",
+    ("forward", "FLOP"): "FLOP-bound: more arithmetic on the device, or a lighter model.backbone",
+    ("training step", "FLOP"): "FLOP-bound: more arithmetic on the device, fewer train.epochs, or a lighter backbone",
+    ("evaluation", "FLOP"): "FLOP-bound: raise train.eval_every, or more arithmetic on the device",
+    ("UMAP fit", "host"): "bound by one core: the fit of the pool is cached, prefer query.strategy meal to meal_ft",
+}
+
+
+def show(result: Result, console: Console) -> None:
+    """Print a result."""
+    machine, roofs = result.machine, result.roofs
+    console.print(f"[bold]{escape(result.subject)}[/]", highlight=False)
+    code = f", commit {machine['commit']}" if machine.get("commit") else ""
+    where = machine.get("gpu") if result.device.startswith("cuda") else machine["cpu"]
+    console.print(f"{where}, {roofs.threads} threads, torch {machine['torch']}{code}", highlight=False)
+    console.print("Measured roofs: " + ", ".join(
+        f"{getattr(roofs, name) / size:,.1f} {unit}{f' {roofs.dtype}' if name == 'flops' else ''}"
+        for name, size, unit in RATES.values() if getattr(roofs, name)), highlight=False)
+    if result.stages:
+        console.print(_table(result))
+    if result.whole:
+        whole = result.whole
+        console.print(f"A whole round ({whole.content}): {_ms(whole.times.median_ms)} ms; its stages add up to "
+                      f"{_ms(whole.stage_sum_ms)} ms, {whole.gap:+.0%} is between them.", highlight=False)
+    for growth in result.growth:
+        memory = "" if growth.memory_exponent is None else f", memory ~ n^{growth.memory_exponent:.2f}"
+        console.print(f"{growth.stage} over {growth.over} {growth.sizes[0]:,.0f} … {growth.sizes[-1]:,.0f}: time ~ "
+                      f"n^{growth.exponent:.2f}{memory}", highlight=False)
+    if result.estimates:
+        console.print(_estimates(result))
+    for note in result.notes:
+        console.print(note, highlight=False)
+    console.print(f"[bold]Next:[/] {escape(advice(result))}", highlight=False)
+
+
+def _table(result: Result) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True, max_width=24)
+    rounds = any(stage.per_round for stage in result.stages)
+    compared = any(stage.baselines for stage in result.stages)
+    for heading in ("items", "ms", "20–80 %", "items/s", "rate", "bound", "of roof", *(["round"] if rounds else []),
+                    "+MB", *(["× base"] if compared else [])):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for stage in result.stages:
+        added = stage.peak.device_bytes if stage.peak.device_bytes is not None else stage.peak.host_added_bytes
+        table.add_row(
+            stage.name, f"{stage.items:,}", _ms(stage.times.median_ms),
+            f"{_ms(stage.times.low_ms)}–{_ms(stage.times.high_ms)}", _count(stage.items_per_second), rate(stage),
+            stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
+            *([f"{stage.share_of_round:.1%}" if stage.per_round else "once"] if rounds else []),
+            "–" if added is None else f"{added / 1e6:,.0f}",
+            *([_versus(stage)] if compared else []))
+        for other in stage.baselines if len(stage.baselines) > 1 else ():
+            cells = [other.note or "–", ""] if other.times is None else [
+                _ms(other.times.median_ms), f"{_ms(other.times.low_ms)}–{_ms(other.times.high_ms)}"]
+            table.add_row(f"  {other.name}", "", *cells, *[""] * (4 + rounds + 1),
+                          *([f"{other.ratio[1]:.1f}" if other.ratio else "–"] if compared else []), style="dim")
+    return table
+
+
+def _versus(stage: Stage) -> str:
+    ratios = [other.ratio[1] for other in stage.baselines if other.ratio]
+    return f"{ratios[0]:.1f}" if ratios else "–"
+
+
+def rate(stage: Stage) -> str:
+    """The rate of what bounds the stage."""
+    if stage.bound not in RATES:
+        return "–"
+    name, size, unit = RATES[stage.bound]
+    return f"{getattr(stage.work, name) / size / (stage.times.median_ms / 1e3):,.3g} {unit}"
+
+
+def _estimates(result: Result) -> Table:
+    table = Table(title=f"ESTIMATE for {result.estimates[0].device}: counts over data-sheet rates; nobody measured it",
+                  title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("estimated ms", "bound", "GB", "GFLOP", "Gexp"):
+        table.add_column(heading, justify="right")
+    for row in result.estimates:
+        table.add_row(row.stage, f"~{row.milliseconds:.3g}", row.bound, f"{row.work.bytes / 1e9:.3g}",
+                      f"{row.work.flops / 1e9:.4g}", f"{row.work.exps / 1e9:.3g}")
+    return table
+
+
+def advice(result: Result) -> str:
+    """The one thing to do next: about the stage that a round spends most in."""
+    if not result.stages:
+        return "nothing was measured."
+    largest = max(result.stages, key=lambda stage: (stage.share_of_round, stage.times.median_ms))
+    said = DO_NEXT.get((largest.name, largest.bound))
+    share = f"{largest.share_of_round:.0%} of a round is {largest.name}" if largest.share_of_round else (
+        f"{largest.name} is slowest")
+    if said is None and largest.bound:
+        said = f"{largest.bound}-bound at {largest.share_of_roof:.0%} of its roof"
+    text = f"{share}, {said}." if said else f"{share}."
+    if largest.bound and largest.share_of_roof < 0.5:
+        text = text.removesuffix(".") + f" ({largest.share_of_roof:.0%} of its roof: there is room in the code, too)."
+    return text
+
+
+def show_verdicts(verdicts: list[Verdict], tolerance: float, console: Console) -> None:
+    """Print what `compare` found: every regression, or the stage that came nearest to one."""
+    found = [verdict for verdict in verdicts if verdict.regressed]
+    for verdict in found:
+        console.print(f"[bold red]slower[/] {escape(str(verdict))}", highlight=False, soft_wrap=True)
+    if not found:
+        nearest = f"; nearest to it {verdicts[0]}" if verdicts else ""
+        console.print(f"[bold green]No regression[/] beyond {tolerance:.0%} in {len(verdicts)} stages{nearest}.",
+                      highlight=False, soft_wrap=True)
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,116 @@
+"""The benchmark's protocol: turns, warm-up, rotation, calibration, memory, roofs."""
+
+import itertools
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from meal_gpu.bench import memory
+from meal_gpu.bench.machine import Roofs, Work, card, measure_roofs
+from meal_gpu.bench.measure import Calibration, Effort, Timer, Timing, enough_copies, interleaved, rotating
+
+CPU = torch.device("cpu")
+
+
+def slow(seconds: float = 0.006) -> None:
+    """Longer than the least sample, so that one call is one sample."""
+    time.sleep(seconds)
+
+
+def test_every_alternative_runs_in_every_round_and_the_order_alternates():
+    calls: list[str] = []
+    work = {name: lambda name=name: (calls.append(name), slow()) for name in "abc"}
+    timings = interleaved(work, Effort(0.0, min_rounds=3, max_rounds=9, warmup_seconds=0.0))
+    assert sorted(calls) == sorted("abc" * 4)
+    assert calls[3:6] == calls[6:9][::-1]
+    assert all(len(timing.seconds) == 3 for timing in timings.values())
+
+
+def test_warm_up_lasts_its_time_and_rounds_theirs():
+    """The clock ticks a second a look: warm-up is over at the third round, measuring at the fifth."""
+    ticks, calls = itertools.count(), []
+    interleaved({"a": lambda: (calls.append(0), slow())}, Effort(5.0, 1, 50, warmup_seconds=3.0),
+                clock=lambda: float(next(ticks)))
+    assert len(calls) == 3 + 5
+
+
+def test_short_calls_are_repeated_within_a_sample():
+    """One sample of an append holds thousands of them, and is reported per call."""
+    calls: list[int] = []
+    timing = interleaved({"a": lambda: calls.append(0)}, Effort(0.0, 1, 1, 0.1))["a"]
+    assert len(calls) > 100
+    assert timing.best < 1e-3
+
+
+def test_ratio_is_per_round():
+    """A machine twice as slow in one round does not change it."""
+    fast, slower = Timing((1.0, 2.0, 1.0)), Timing((10.0, 20.0, 12.0))
+    assert fast.ratio(slower) == 10
+    assert fast.median == 1
+    assert slower.best == 10
+
+
+def test_calibration_stands_beside_every_sample(monkeypatch):
+    """Timed before and after each: 2 and 4 ms make the unit 3 ms."""
+    answers = itertools.cycle([0.002, 0.004])
+    calibration = Calibration(CPU)
+    assert calibration.seconds(0.01) > 1e-5
+    monkeypatch.setattr(calibration, "seconds", lambda beside: next(answers))
+    timing = interleaved({"a": slow}, Effort(0.0, 3, 3, 0.0), calibration=calibration)["a"]
+    assert [seconds / 0.003 for seconds in timing.seconds] == pytest.approx(timing.calibrated)
+
+
+def test_timer_is_per_call():
+    assert 0.006 <= Timer(CPU)(slow, calls=3) < 0.1
+
+
+def test_inputs_rotate():
+    seen = []
+    call = rotating(seen.append, [1, 2, 3])
+    for _ in range(5):
+        call()
+    assert seen == [1, 2, 3, 1, 2]
+
+
+def test_enough_copies_exceed_the_last_level_cache():
+    cache = card()["last_level_cache_bytes"]
+    assert cache >= 2**18
+    assert enough_copies(2 * cache, CPU) == 1
+    assert enough_copies(cache, CPU) == 2
+    assert enough_copies(1, CPU) == 64
+
+
+@pytest.mark.parametrize("can_reset", [True, False])
+def test_peak_memory(monkeypatch, can_reset):
+    """80 MB that are gone at the end are seen, by the kernel's mark and by sampling."""
+    if not can_reset:
+        monkeypatch.setattr(memory, "_reset", lambda: False)
+    with memory.peak(CPU) as found:
+        torch.ones(20_000_000)
+        time.sleep(0.03)
+        held = torch.ones(20_000_000)
+        time.sleep(0.03)
+        del held
+    assert found.how == ("VmHWM" if can_reset else "sampled")
+    assert 70e6 < found.host_added_bytes < 250e6
+    assert found.device_bytes is None
+
+
+def test_the_roof_is_the_slowest_of_all_counts():
+    roofs = Roofs(2, "float32", bytes=1e9, exps=1e8, flops=1e10)
+    assert roofs.least(Work(bytes=10**9, exps=10**7)) == (1.0, "memory")
+    assert roofs.least(Work(bytes=10**9, exps=10**9)) == (10.0, "exp")
+    assert roofs.least(Work(pixels=5)) == (0.0, "")  # not measured
+    assert (Work(bytes=2, flops=3) + Work(flops=4)).times(2) == Work(bytes=4, flops=14)
+
+
+def test_measured_roofs_are_positive_and_plausible(tmp_path):
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    roofs = measure_roofs(CPU, torch.float32, [tmp_path / "a.png"] * 3, Effort(0.0, 1, 1, 0.0))
+    assert roofs.threads == torch.get_num_threads()
+    assert 1e8 < roofs.bytes < 1e13
+    assert 1e7 < roofs.exps < 1e13
+    assert 1e9 < roofs.flops < 1e15
+    assert min(roofs.pixels, roofs.dispatches, roofs.updates) > 1e3
