@@ -1,6 +1,7 @@
 """What this machine can do and what a run will use: the only place that probes hardware."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ class Backend:
     dtype_reason: str
     umap: str
     umap_reason: str
+    loader: str
+    """``dali`` or ``torchvision``"""
+    loader_reason: str
     budget_bytes: int
     """Device memory that the pool and the feature cache may take."""
 
@@ -37,6 +41,7 @@ class Backend:
             "device": f"{self.device.type} ({self.device_reason})",
             "precision": f"{name} ({self.dtype_reason})",
             "umap": f"{self.umap} ({self.umap_reason})",
+            "loader": f"{self.loader} ({self.loader_reason})",
             "memory budget": f"{self.budget_bytes / 1e9:.1f} GB for the resident pool and the feature cache",
         }
 
@@ -57,7 +62,27 @@ def resolve(config: Config) -> Backend:
         budget = int(config.data.budget_gb * 1e9)
     else:
         budget = _free_bytes(device) // 2
-    return Backend(device, device_reason, dtype, dtype_reason, "umap-learn", umap_reason, budget)
+    return Backend(device, device_reason, dtype, dtype_reason, "umap-learn", umap_reason,
+                   *find_loader(config.data.loader), budget)
+
+
+def find_loader(wanted: str) -> tuple[str, str]:
+    """What ``data.loader`` stands for on this machine, ``dali`` or ``torchvision``, and why.
+
+    Raises `InputError` where DALI is asked for and not installed.
+    """
+    if wanted == "torchvision":
+        return "torchvision", "asked for"
+    try:
+        installed = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # of the parent package
+        installed = False
+    if installed:
+        return "dali", "asked for" if wanted == "dali" else "installed"
+    if wanted == "dali":
+        raise InputError("data.loader is 'dali', but NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 (on "
+                         "Linux), or use data.loader: auto or torchvision.")
+    return "torchvision", "NVIDIA DALI is not installed"
 
 
 def machine() -> dict[str, object]:

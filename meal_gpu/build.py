@@ -22,10 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .datasets import Sample
-from .decode import Decoded, decode_all
+from .decode import Decoded, decode_all, open_decoder
 from .errors import InputError
 from .files import sync_directory
-from .store import FILES, FORMAT, Size, Store, checksums_of, read_manifest, shapes_of
+from .grid import Size
+from .store import FILES, FORMAT, Store, checksums_of, read_manifest, shapes_of
 from .timing import Progress
 
 _log = logging.getLogger("meal_gpu")
@@ -158,7 +159,10 @@ def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
     if taken:
         _log.info("Taken over from the previous store: %d unchanged images.", len(taken))
     rest = [i for i in todo if i not in taken]
-    yield from zip(rest, decode_all([plan.samples[i] for i in rest], plan.size, plan.to_class), strict=True)
+    if rest:
+        decoder = open_decoder(plan.settings["decoder"], plan.size)
+        samples = [plan.samples[i] for i in rest]
+        yield from zip(rest, decode_all(samples, plan.size, plan.to_class, decoder), strict=True)
 
 
 def _stale(plan: Plan) -> tuple[Store | None, dict[tuple[Any, ...], int]]:

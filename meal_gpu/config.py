@@ -47,6 +47,8 @@ class DataConfig(Section):
     """Where the pool's images live: ``resident`` on the device, ``streamed`` from the store, ``auto`` by the budget."""
     budget_gb: Annotated[Float, Field(gt=0)] | None = None
     """Device memory in GB (1e9 bytes) for the resident pool and the feature cache; default: half of what is free."""
+    loader: Literal["auto", "dali", "torchvision"] = "auto"
+    """What decodes images and streams them from the store; ``auto`` takes DALI where it is installed (Linux)."""
     store: Path | None = None
     """Directory for decoded images; default ``$XDG_CACHE_HOME/meal-gpu`` or ``~/.cache/meal-gpu``."""
     images: str = "images"

@@ -8,6 +8,8 @@ import numpy as np
 from .errors import InputError
 
 Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+"""(height, width)"""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .backend import find_loader
 from .build import Plan, build, locked, writing
 from .config import DataConfig
 from .datasets import Dataset, Sample, cache_dir, open_dataset
@@ -28,21 +29,23 @@ class Stores:
     val: Store | None
 
 
-def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset | None = None) -> Stores:
+def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset | None = None,
+           gpu: bool = False) -> Stores:
     """Open the stores of a data set, after building those that are missing, stale or damaged.
 
     A build that was killed is continued. Of two processes that want one store, the second waits for the first.
-    Calls ``progress("ingest train", done, total)``, in images; ``dataset`` saves listing its files again. Raises
-    `InputError` for whatever is wrong with the data, and when the disk is full: what is decoded by then is kept.
+    Calls ``progress("ingest train", done, total)``, in images; ``dataset`` saves listing its files again; ``gpu`` lets
+    DALI decode JPEG files there. Raises `InputError` for whatever is wrong with the data, for a ``data.loader`` that is
+    not installed, and when the disk is full: what is decoded by then is kept.
     """
     dataset = dataset or open_dataset(data)
-    train, val = (_open_or_build(_plan(dataset, split, samples, data), progress) if samples else None
+    train, val = (_open_or_build(_plan(dataset, split, samples, data, gpu), progress) if samples else None
                   for split, samples in (("train", dataset.train), ("val", dataset.val)))
     assert train is not None  # open_dataset refuses an empty training split
     return Stores(dataset, train, val)
 
 
-def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig) -> Plan:
+def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> Plan:
     def directory(files: list[Path]) -> str:
         return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])
 
@@ -50,12 +53,23 @@ def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataC
     settings = {
         "format": FORMAT, "dataset": dataset.name, "split": split, "image_size": list(data.image_size),
         "images": directory([sample.image for sample in samples]), "masks": directory(masks) if masks else None,
-        "to_class": dataset.to_class.tobytes().hex(),
+        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(samples, data, gpu),
     }
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     height, width = data.image_size
     path = cache_dir(data).absolute() / f"{dataset.name}-{split}-{height}x{width}-{key}"
     return Plan(path, split, samples, data.image_size, dataset.to_class, settings, [_stamp(s) for s in samples])
+
+
+def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
+    """The name of the decoder, which belongs to a store's settings: decoders round differently where they resize.
+
+    A GPU is of use for JPEG alone: DALI decodes everything else on the CPU, and bringing it there for the resizing and
+    back would only cost.
+    """
+    loader, _ = find_loader(data.loader)
+    jpeg = any(sample.image.suffix.lower() in (".jpg", ".jpeg") for sample in samples)
+    return "dali-mixed" if loader == "dali" and gpu and jpeg else loader
 
 
 def _stamp(sample: Sample) -> list[int]:

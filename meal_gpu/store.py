@@ -6,6 +6,7 @@ files' sizes and times and the CRC-32 of its pixels.
 """
 
 import json
+import mmap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
+from .grid import Size
 from .timing import Progress, no_progress
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a store's layout or the pixels of a decoder change: older stores are then rebuilt."""
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 FILES = ("images.u8", "masks.u8")
 
 
@@ -65,12 +65,26 @@ class Store:
         for i, name in enumerate(self.names):
             if checksums_of(self.images[i], None if self.masks is None else self.masks[i]) != self.checksums[i]:
                 damaged.append(name)
+            for part in (self.images, self.masks):
+                if part is not None:
+                    release(part, i, i + 1)
             progress("verify", i + 1, len(self.names))
         if damaged:
             raise InputError(
                 f"The store {self.path} is damaged: the pixels of {', '.join(damaged[:5])}"
                 f"{f' and {len(damaged) - 5} more images' if len(damaged) > 5 else ''} are not those that were written."
                 " Delete that directory; the next start decodes the images again.")
+
+
+def release(rows: np.ndarray, first: int, last: int) -> None:
+    """Give back the memory that rows ``first … last - 1`` of a mapped array take in this process.
+
+    The pixels stay in the system's page cache. Without this, whoever reads a store from end to end holds all of it.
+    Rows of an array that is no memory map are left alone.
+    """
+    if isinstance(rows.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and last > first:
+        start = first * rows[0].nbytes // mmap.PAGESIZE * mmap.PAGESIZE
+        rows.base.madvise(mmap.MADV_DONTNEED, start, last * rows[0].nbytes - start)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

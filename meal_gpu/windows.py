@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .grid import Grid
-
-Size = tuple[int, int]
+from .grid import Grid, Size
 
 
 def bilinear_matrix(n_out: int, n_in: int) -> np.ndarray:

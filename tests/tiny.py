@@ -8,9 +8,9 @@ import torch
 from meal_gpu.backend import Backend
 from meal_gpu.config import Config, ModelConfig
 from meal_gpu.features import Features
+from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.pool import Frames
 
 CPU = torch.device("cpu")
 BACKBONE = "mobilenetv2_035"
@@ -45,7 +45,8 @@ def tiny_config(tmp_path: Path, **overrides: Any) -> Config:
 
 
 def tiny_backend(dtype: torch.dtype = torch.float32) -> Backend:
-    return Backend(CPU, "asked for", dtype, "asked for", "umap-learn", "asked for", 10**9)
+    return Backend(CPU, "asked for", dtype, "asked for", umap="umap-learn", umap_reason="asked for",
+                   loader="torchvision", loader_reason="asked for", budget_bytes=10**9)
 
 
 def tiny_model(num_classes: int = 3, seed: int = 0, **changes: Any) -> DeepLabV3Plus:
@@ -80,4 +81,4 @@ def noise(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
 def tiny_features(model: DeepLabV3Plus, images: torch.Tensor, grid: tuple[int, int], context: str = "image",
                   cached: bool = False, backend: Backend | None = None) -> Features:
     tiling = Grid(*grid, *images.shape[1:3])
-    return Features.of(Frames.of(images, tiling, context, CPU), model, backend or tiny_backend(), cached)
+    return Features.of(HeldFrames.of(images, tiling, context, CPU), model, backend or tiny_backend(), cached)

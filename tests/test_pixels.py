@@ -1,0 +1,28 @@
+"""The normalisation, and that DALI rounds it alike."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import CPU, noise
+
+from meal_gpu.pixels import normalise
+
+MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
+STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
+
+
+def test_normalise_is_imagenets():
+    images = noise(2, 5, 7)
+    expected = (images.double() / 255 - MEAN) / STD
+    torch.testing.assert_close(normalise(images).double(), expected.permute(0, 3, 1, 2), atol=1e-6, rtol=0)
+    assert normalise(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_dali_gives_the_same_bits_for_every_value():
+    """All 256 values of all three channels: nothing else can come."""
+    pytest.importorskip("nvidia.dali")
+    from meal_gpu.dali import FrameReader
+
+    values = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    (frames,) = FrameReader((16, 16), None, True, CPU, 1).read([[values]])
+    assert torch.equal(frames.permute(0, 3, 1, 2), normalise(torch.from_numpy(values)[None]))
