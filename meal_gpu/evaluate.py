@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend
-from .features import Features, batch_size
+from .features import Features
+from .frames import HeldFrames
 from .model import DeepLabV3Plus
-from .pool import Frames
 from .timing import Progress, no_progress
 
 
@@ -44,7 +44,7 @@ def add_confusion(confusion: Tensor, truth: Tensor, prediction: Tensor) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: DeepLabV3Plus, features: Features, masks: Frames, num_classes: int, backend: Backend,
+def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
              progress: Progress = no_progress) -> Score:
     """One confusion matrix over all validation frames; masks uint8 frames, 255 = void.
 
@@ -54,12 +54,11 @@ def evaluate(model: DeepLabV3Plus, features: Features, masks: Frames, num_classe
     grid = features.frames.grid
     height, width = grid.rows * grid.patch_height, grid.cols * grid.patch_width
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
-    done = 0
-    for index in features.frames.batches(batch_size(grid)):
+    for frames, maps in features.scan(model):
         with backend.autocast():
-            logits = model.logits(*features.get(model, index))
+            logits = model.logits(*maps)
         logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
         prediction = logits.argmax(1)
-        add_confusion(confusion, masks[index][:, :height, :width], prediction[:, :height, :width])
-        progress("evaluate", done := done + len(index), features.frames.count)
+        add_confusion(confusion, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])
+        progress("evaluate", frames.stop, features.frames.count)
     return Score.of(confusion)

@@ -11,13 +11,16 @@ from .config import Config
 from .datasets import Dataset, cache_dir, open_dataset
 from .embed import Embedding, fit, fit_cached
 from .errors import InputError
-from .features import Features, batch_size, cache_bytes
+from .features import Features
+from .frames import Frames, HeldFrames, StreamedFrames, resident
 from .grid import Grid
 from .ingest import Stores, ingest
 from .model import DeepLabV3Plus
-from .pool import Frames, Pool, as_tensor
+from .pool import Pool
 from .randomness import derive
 from .select import Strategy, find_strategy
+from .sizing import Placement, measure, place
+from .store import Store
 from .timing import Progress, no_progress
 
 
@@ -29,17 +32,16 @@ class Experiment:
     backend: Backend
     stores: Stores
     strategy: Strategy
-    images: Tensor
-    """uint8 ``[N, H, W, 3]``, where ``placement`` put them."""
-    placement: str
-    """``resident`` or ``streamed``"""
+    placement: Placement
+    frames: Frames
+    """The pool as the network sees it."""
     pretrained: DeepLabV3Plus
     """A network with the pretrained backbone; its head is never used."""
     frozen_features: Features | None
     """Of the pool, where the backbone is frozen."""
     frozen_val_features: Features | None
     val_frames: Frames | None
-    val_masks: Frames | None
+    val_masks: HeldFrames | None
     progress: Progress
     _embeddings: dict[int, Embedding] = field(default_factory=dict)
 
@@ -51,11 +53,6 @@ class Experiment:
     def num_classes(self) -> int:
         return len(self.stores.dataset.class_names)
 
-    @property
-    def frames(self) -> Frames:
-        """The pool as the network sees it."""
-        return Frames.of(self.images, self.grid, self.config.data.context, self.backend.device)
-
     def epochs(self, k: int) -> int:
         """Epochs of round k."""
         train = self.config.train
@@ -63,7 +60,7 @@ class Experiment:
 
     def new_pool(self) -> Pool:
         """The pool with nothing labelled."""
-        return Pool(self.images, self.stores.train.names, self.grid, self.backend.device)
+        return Pool(self.frames, self.stores.train.names)
 
     def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
         """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
@@ -101,11 +98,11 @@ class Experiment:
     def pretrained_vectors(self) -> Tensor:
         """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
         features = self.features(self.pretrained)
-        parts, done = [], 0
-        with torch.no_grad(), self.backend.autocast():
-            for index in features.frames.batches(batch_size(features.frames.grid)):
-                parts.append(features.patch_vectors(features.get(self.pretrained, index)[1]))
-                self.progress("features", done := done + len(index), features.frames.count)
+        parts = []
+        with torch.no_grad():
+            for frames, (_, high) in features.scan(self.pretrained):
+                parts.append(features.patch_vectors(high))
+                self.progress("features", frames.stop, features.frames.count)
         return torch.cat(parts)
 
 
@@ -121,48 +118,34 @@ def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
     _check_oracle(config, dataset)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
-    stores = ingest(config.data, progress, dataset)
+    stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
+    val = stores.val if stores.val is not None and stores.val.masks is not None else None
+    sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)
+    placement = place(config, sizes, backend.budget_bytes)
 
-    grid, context = config.data.tiling(), config.data.context
-    images = as_tensor(stores.train.images)
-    budget = backend.budget_bytes
-    frozen = None
-    pool_frames = Frames.of(images, grid, context, backend.device)
-    if config.model.freeze_backbone:
-        frozen = _features(pool_frames, pretrained, backend, config, budget, "features", progress)
-        budget -= _held(frozen)
-    val_frames = val_masks = frozen_val = None
-    if stores.val is not None and stores.val.masks is not None:
-        val_frames = Frames.of(as_tensor(stores.val.images), grid, context, backend.device)
-        val_masks = Frames.of(as_tensor(stores.val.masks), grid, context, backend.device)
-        if config.model.freeze_backbone:
-            frozen_val = _features(val_frames, pretrained, backend, config, budget, "val features", progress)
-            budget -= _held(frozen_val)
+    def frozen(frames: Frames, cached: bool, stage: str) -> Features | None:
+        if not config.model.freeze_backbone:
+            return None
+        return Features.of(frames, pretrained, backend, cached, stage, progress)
 
-    placement = config.data.placement
-    if placement == "auto":
-        # With cached features no round reads images: they may stay in the store.
-        cached = frozen is not None and frozen.cache is not None
-        placement = "streamed" if cached or images.numel() > budget else "resident"
-    if placement == "resident":
-        images = images.to(backend.device) if backend.device.type != "cpu" else images.clone()
-    return Experiment(config, backend, stores, strategy, images, placement, pretrained, frozen, frozen_val,
+    frames = _frames(stores.train, config, backend, placement.images)
+    features = frozen(frames, placement.cache, "features")
+    val_frames = val_masks = val_features = None
+    if val is not None and val.masks is not None:
+        val_frames = _frames(val, config, backend, placement.val_images)
+        val_features = frozen(val_frames, placement.val_cache, "val features")
+        val_masks = HeldFrames.of(val.masks, config.data.tiling(), config.data.context, backend.device)
+    return Experiment(config, backend, stores, strategy, placement, frames, pretrained, features, val_features,
                       val_frames, val_masks, progress)
 
 
-def _features(frames: Frames, model: DeepLabV3Plus, backend: Backend, config: Config, budget: int, stage: str,
-              progress: Progress) -> Features:
-    probe = Features.of(frames, model, backend, cached=False)
-    with torch.no_grad(), backend.autocast():
-        need = cache_bytes(frames, *model.features(frames[torch.zeros(1, dtype=torch.int64)]), backend.dtype)
-    wanted = config.model.cache_features
-    if wanted == "never" or (wanted == "auto" and need > budget):
-        return probe
-    return Features.of(frames, model, backend, True, stage, progress)
-
-
-def _held(features: Features) -> int:
-    return sum(part.nbytes for part in features.cache or ())
+def _frames(store: Store, config: Config, backend: Backend, where: str) -> Frames:
+    grid, context, device = config.data.tiling(), config.data.context, backend.device
+    if where == "resident":
+        return HeldFrames.of(resident(store.images, device, backend.loader), grid, context, device)
+    if backend.loader == "dali":
+        return StreamedFrames(grid, context, device, store.images)
+    return HeldFrames.of(store.images, grid, context, device)
 
 
 def _check_budget(config: Config, n_images: int) -> None:

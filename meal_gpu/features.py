@@ -1,20 +1,24 @@
 """Backbone features of frames: constants where the backbone is frozen, and then computed once."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .backend import Backend
-from .grid import Grid
+from .frames import Frames
+from .grid import Grid, Size
 from .model import RATES, DeepLabV3Plus
-from .pool import Frames
 from .timing import Progress, no_progress
 from .windows import Windows, along, bilinear_matrix
 
 BATCH_PIXELS = 1_400_000
 """Pixels per forward pass over a pool: eight CamVid images, enough to fill a processor, small beside its memory."""
+
+Maps = tuple[Tensor, Tensor]
+"""Feature maps ``[B, C, h4, w4]`` and ``[B, C, h16, w16]`` of a batch of frames."""
 
 
 @dataclass(frozen=True)
@@ -22,35 +26,60 @@ class Features:
     """Where a network's (low, high) feature maps of frames come from: a cache on the device, or the backbone."""
 
     frames: Frames
-    low_size: tuple[int, int]
-    high_size: tuple[int, int]
-    cache: tuple[Tensor, Tensor] | None
+    backend: Backend
+    low_size: Size
+    high_size: Size
+    cache: tuple[Tensor, Tensor] | None = None
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
 
     @classmethod
-    @torch.no_grad()
     def of(cls, frames: Frames, model: DeepLabV3Plus, backend: Backend, cached: bool, stage: str = "features",
            progress: Progress = no_progress) -> "Features":
         """Prepare the features of frames under a network, computing all of them now if ``cached``."""
-        model.eval()
-        with backend.autocast():
-            low, high = model.features(frames[torch.zeros(1, dtype=torch.int64, device=frames.device)])
-            low_size, high_size = (low.shape[2], low.shape[3]), (high.shape[2], high.shape[3])
-            if not cached:
-                return cls(frames, low_size, high_size, None)
-            cache, done = (_empty_cache(frames, low, backend.dtype), _empty_cache(frames, high, backend.dtype)), 0
-            for index in frames.batches(batch_size(frames.grid)):
-                for store, maps in zip(cache, model.features(frames[index]), strict=True):
-                    store[index] = maps.permute(0, 2, 3, 1).to(backend.dtype)
-                progress(stage, done := done + len(index), frames.count)
-        return cls(frames, low_size, high_size, cache)
+        shapes = model.map_shapes(frames.grid.height, frames.grid.width)
+        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:])
+        return fresh._kept(model, shapes, stage, progress) if cached else fresh
 
-    def get(self, model: DeepLabV3Plus, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps ``[B, C, h4, w4]`` and ``[B, C, h16, w16]`` of frames int64 ``[B]``."""
-        if self.cache is None:
-            return model.features(self.frames[index])
-        low, high = (store[index].permute(0, 3, 1, 2) for store in self.cache)
-        return low, high
+    @torch.no_grad()
+    def _kept(self, model: DeepLabV3Plus, shapes: Iterable[tuple[int, int, int]], stage: str,
+              progress: Progress) -> "Features":
+        model.eval()
+        model.eval()
+        count, done = self.frames.count, 0
+        low, high = (torch.empty(count, height, width, channels, dtype=self.backend.dtype, device=self.frames.device)
+                     for channels, height, width in shapes)
+        for frames, maps in self.scan(model):
+            for cache, fresh in zip((low, high), maps, strict=True):
+                cache[frames] = fresh.permute(0, 2, 3, 1)
+            progress(stage, done := done + frames.stop - frames.start, count)
+        return replace(self, cache=(low, high))
+
+    def scan(self, model: DeepLabV3Plus) -> Iterator[tuple[slice, Maps]]:
+        """One pass over all frames: their numbers and their maps, batch by batch."""
+        size = batch_size(self.frames.grid)
+        if self.cache is not None:
+            low, high = (cache.permute(0, 3, 1, 2) for cache in self.cache)
+            for first in range(0, self.frames.count, size):
+                frames = slice(first, min(first + size, self.frames.count))
+                yield frames, (low[frames], high[frames])
+            return
+        for frames, pixels in self.frames.scan(size):
+            with self.backend.autocast():
+                maps = model.features(pixels)
+            yield frames, maps
+
+    def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
+        """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for."""
+        if self.cache is not None:
+            for batch in batches:
+                index = batch.to(self.frames.device)
+                low, high = (cache[index].permute(0, 3, 1, 2) for cache in self.cache)
+                yield low, high
+            return
+        for pixels in self.frames.read(batches):
+            with self.backend.autocast():
+                maps = model.features(pixels)
+            yield maps
 
     def windows(self) -> Windows:
         """The decoder's windows on the patches of a frame."""
@@ -65,19 +94,9 @@ class Features:
             return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
 
 
-def cache_bytes(frames: Frames, low: Tensor, high: Tensor, dtype: torch.dtype) -> int:
-    """Bytes that the cached features of ``frames`` take, given the maps of one of them."""
-    return frames.count * (low[0].numel() + high[0].numel()) * dtype.itemsize
-
-
 def batch_size(grid: Grid) -> int:
     """Frames per forward pass."""
     return max(1, BATCH_PIXELS // (grid.height * grid.width))
-
-
-def _empty_cache(frames: Frames, maps: Tensor, dtype: torch.dtype) -> Tensor:
-    _, channels, height, width = maps.shape
-    return torch.empty(frames.count, height, width, channels, dtype=dtype, device=frames.device)
 
 
 def _mean_matrix(n_pixels: int, patch: int, n_patches: int, n_in: int) -> Tensor:

@@ -96,9 +96,10 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "device": experiment.backend.device.type,
         "device_reason": experiment.backend.device_reason,
         "precision": str(experiment.backend.dtype).removeprefix("torch."),
-        "placement": experiment.placement,
+        "placement": experiment.placement.images,
+        "placement_reason": experiment.placement.reason,
         "features_cached": bool(experiment.frozen_features and experiment.frozen_features.cache),
-        "backends": {"umap": experiment.backend.umap},
+        "backends": {"umap": experiment.backend.umap, "loader": experiment.backend.loader},
         "dataset": {
             "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
             "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import InputError, did_you_mean
+from .pixels import normalise
 from .windows import Windows, along, bilinear_matrix, taps
 
 RATES = (6, 12, 18)
 """Dilations of the ASPP's 3 × 3 convolutions."""
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's statistics: what the backbone's weights expect of RGB in 0 … 1."""
 
 
 class ConvNormAct(nn.Sequential):
@@ -191,11 +189,21 @@ class DeepLabV3Plus(nn.Module):
             self.backbone.eval()
         return self
 
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 RGB ``[B, H, W, 3]`` → features at stride 4 ``[B, C, H/4, W/4]`` and at the output stride."""
+    def features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised RGB ``[B, 3, H, W]`` → features at stride 4 ``[B, C, H/4, W/4]`` and at the output stride."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            low, high = self.backbone(normalise(images))
+            low, high = self.backbone(pixels)
         return low, high
+
+    def map_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """(channels, height, width) of both feature maps of an image; no weight is read."""
+        state = {name: torch.empty_like(value, device="meta") for name, value in self.backbone.state_dict().items()}
+        training = self.backbone.training
+        with torch.no_grad():
+            low, high = torch.func.functional_call(self.backbone.eval(), state,
+                                                   torch.empty(1, 3, height, width, device="meta"))
+        self.backbone.train(training)
+        return (low.shape[1], low.shape[2], low.shape[3]), (high.shape[1], high.shape[2], high.shape[3])
 
     def logits(self, low: Tensor, high: Tensor) -> Tensor:
         """Features → logits at stride 4, ``[B, classes, H/4, W/4]``."""
@@ -207,15 +215,8 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 RGB ``[B, H, W, 3]`` → logits float32 ``[B, classes, H, W]``."""
-        logits = self.logits(*self.features(images))
+        logits = self.logits(*self.features(normalise(images)))
         return F.interpolate(logits.float(), images.shape[1:3], mode="bilinear", align_corners=True)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 ``[B, H, W, 3]`` → float32 ``[B, 3, H, W]`` in channels_last with ImageNet's mean and deviation."""
-    scale = torch.tensor([1 / (255 * s) for s in STD], device=images.device)
-    shift = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=images.device)
-    return (images * scale + shift).permute(0, 3, 1, 2)
 
 
 def _nhwc(x: Tensor) -> Tensor:

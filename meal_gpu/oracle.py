@@ -14,9 +14,9 @@ from torch import Tensor
 from .datasets import INVALID
 from .errors import InputError
 from .files import write_atomic
+from .frames import as_tensor
 from .grid import Grid
 from .imagefile import read_mask
-from .pool import as_tensor
 
 
 class LabelsMissingError(Exception):

@@ -1,56 +1,12 @@
-"""The pool: images, which of their patches are labelled, and the labels revealed so far.
+"""The pool: images, which of their patches are labelled, and the labels revealed so far."""
 
-`Frames` decides what the network sees: whole images, or patches as images of their own (``data.context``). Behind it
-nothing else needs to know.
-"""
+from collections.abc import Sequence
 
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from torch import Tensor
 
+from .frames import Frames
 from .grid import Grid
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What the network is shown, one index per frame; also the masks of such frames.
-
-    Patches keep their pool ids: ``id = frame * grid.cells + cell``, where ``grid`` is the grid *within a frame*: the
-    images' grid where frames are images, 1 × 1 where frames are patches.
-    """
-
-    pixels: Tensor
-    """uint8 ``[N, H, W, …]``, or ``[N, rows, h, cols, w, …]`` where frames are patches. On the device or the host."""
-    grid: Grid
-    device: torch.device
-    count: int
-
-    @classmethod
-    def of(cls, images: Tensor, grid: Grid, context: str, device: torch.device) -> "Frames":
-        """Frames of images (or masks) uint8 ``[N, H, W, …]``. No pixel is copied."""
-        if context == "image":
-            return cls(images, grid, device, len(images))
-        height, width = grid.patch_height, grid.patch_width
-        tiles = images[:, : grid.rows * height, : grid.cols * width]
-        tiles = tiles.unflatten(2, (grid.cols, width)).unflatten(1, (grid.rows, height))
-        return cls(tiles, Grid(1, 1, height, width), device, len(images) * grid.cells)
-
-    def __getitem__(self, index: Tensor) -> Tensor:
-        """Frames uint8 ``[B, h, w, …]`` on the device, for int64 indices ``[B]``."""
-        index = index.to(self.pixels.device)
-        if self.pixels.dim() > 4:
-            rows, cols = self.pixels.shape[1], self.pixels.shape[3]
-            cell = index % (rows * cols)
-            return self.pixels[index // (rows * cols), cell // cols, :, cell % cols].to(self.device)
-        return self.pixels[index].to(self.device)
-
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """All frames' indices in order, ``size`` at a time."""
-        yield from torch.arange(self.count, device=self.device).split(size)
 
 
 class Pool:
@@ -58,26 +14,24 @@ class Pool:
 
     Parameters
     ----------
-    images
-        uint8 ``[N, H, W, 3]``: on the device (resident), or on the host or memory-mapped (read a batch at a time).
+    frames
+        The images as the network sees them, resident on the device or streamed; the labelled mask and the labels live
+        on the device where they are delivered.
     names
         One per image.
-    grid
-        The tiling.
-    device
-        Where the labelled mask and the labels live, and where frames are delivered.
     """
 
-    def __init__(self, images: Tensor, names: Sequence[str], grid: Grid, device: torch.device) -> None:
-        self.images = images
+    def __init__(self, frames: Frames, names: Sequence[str]) -> None:
+        self.frames = frames
         self.names = tuple(names)
-        self.grid = grid
-        self.device = device
-        self.labelled = torch.zeros(len(names), grid.cells, dtype=torch.bool, device=device)
+        self.grid: Grid = frames.images_grid
+        self.device = frames.device
+        self.labelled = torch.zeros(len(names), self.grid.cells, dtype=torch.bool, device=self.device)
         """bool ``[images, cells]``."""
-        self.labelled_ids = torch.zeros(0, dtype=torch.int64, device=device)
+        self.labelled_ids = torch.zeros(0, dtype=torch.int64, device=self.device)
         """int64 ``[n]``, in the order of revealing."""
-        self.labels = torch.zeros(0, grid.patch_height, grid.patch_width, dtype=torch.uint8, device=device)
+        self.labels = torch.zeros(0, self.grid.patch_height, self.grid.patch_width, dtype=torch.uint8,
+                                  device=self.device)
         """uint8 ``[n, patch_height, patch_width]``, class indices and 255 for void, beside ``labelled_ids``."""
 
     @property
@@ -93,9 +47,6 @@ class Pool:
     def fraction(self) -> float:
         """Share of the patches that is labelled."""
         return len(self.labelled_ids) / self.n_patches
-
-    def frames(self, context: str) -> Frames:
-        return Frames.of(self.images, self.grid, context, self.device)
 
     def reveal(self, ids: Tensor, labels: Tensor) -> None:
         """Add labels uint8 ``[n, patch_height, patch_width]`` for patches ``ids`` int64 ``[n]``.
@@ -113,10 +64,3 @@ class Pool:
         self.labelled.view(-1)[ids] = True
         self.labelled_ids = torch.cat([self.labelled_ids, ids])
         self.labels = torch.cat([self.labels, labels.to(self.device)])
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """Share an array's memory, also where it is read-only: nothing here writes into images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)

@@ -56,10 +56,8 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "features", "probabilities") if name in needs}
     if not parts:
         return Predictions()
-    done = 0
-    for index in features.frames.batches(batch_size(grid)):
+    for frames, (low, high) in features.scan(model):
         with backend.autocast():
-            low, high = features.get(model, index)
             if "features" in parts:
                 parts["features"].append(features.patch_vectors(high))
             if "score" in parts or "probabilities" in parts:
@@ -69,7 +67,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
             parts["score"].append(sums.flatten() / grid.patch_pixels)
         if "probabilities" in parts:
             parts["probabilities"].append(features.patch_vectors(logits.float().softmax(1)))
-        progress("score", done := done + len(index), features.frames.count)
+        progress("score", frames.stop, features.frames.count)
     return Predictions(**{name: torch.cat(values) for name, values in parts.items()})
 
 
@@ -79,10 +77,11 @@ def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: B
     model.eval()
     cells, windows = features.frames.grid.cells, features.windows()
     entropy, prediction = [], []
-    for part in ids.split(batch_size(features.frames.grid)):
-        at = windows.of(part % cells)
+    parts = ids.cpu().split(batch_size(features.frames.grid))
+    for part, maps in zip(parts, features.read(model, [part // cells for part in parts]), strict=True):
+        at = windows.of((part % cells).to(ids.device))
         with backend.autocast():
-            logits = model.window_logits(*features.get(model, part // cells), at)
+            logits = model.window_logits(*maps, at)
         pixels = along(at.rows.pixels, at.cols.pixels, logits.float().permute(0, 2, 3, 1))
         log_p = pixels.log_softmax(-1)
         entropy.append(-(log_p.exp() * log_p).sum(-1))

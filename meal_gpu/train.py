@@ -75,13 +75,15 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     for epoch in range(1, epochs + 1):
         model.train()
         losses = []
-        for batch in _batches(host_ids, cells, config, order):
-            frames, frame_of = torch.unique(host_ids[batch] // cells, return_inverse=True)
+        batches = list(_batches(host_ids, cells, config, order))
+        # A frame that several patches of a batch come from goes through the backbone once.
+        frames = [torch.unique(host_ids[batch] // cells, return_inverse=True) for batch in batches]
+        maps = features.read(model, [distinct for distinct, _ in frames])
+        for batch, (_, frame_of), both in zip(batches, frames, maps, strict=True):
             batch = batch.to(ids.device)
             at = windows.of(ids[batch] % cells)
             with backend.autocast():
-                # A frame that several patches of the batch come from goes through the backbone once.
-                low, high = (maps[frame_of.to(ids.device)] for maps in features.get(model, frames.to(ids.device)))
+                low, high = (part[frame_of.to(ids.device)] for part in both)
                 logits = model.window_logits(low, high, at)
                 pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
             loss = _loss(pixels.float(), labels[batch])

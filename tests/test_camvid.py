@@ -46,7 +46,7 @@ def test_a_tiny_camvid_run(camvid_root, weights_file, tmp_path):
     model.load_state_dict(load_file(directory / "seed-0" / "model.safetensors"))
     features = experiment.features(model.eval())
     with torch.no_grad(), experiment.backend.autocast():
-        logits = model.logits(*features.get(model, torch.arange(6))).float()
+        logits = model.logits(*next(features.read(model, [torch.arange(6)]))).float()
     for score in SCORES:
         expected = reference.patch_entropy(logits, (360, 480), (4, 4), score=score)[0]
         for given in (logits, logits.contiguous()):

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from meal_gpu.config import ModelConfig, QueryConfig
 from meal_gpu.features import Features
+from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.pool import Frames
 from meal_gpu.predict import predict
 from meal_gpu.select import PoolView, entropy, seed_kmeans
 
@@ -61,7 +61,7 @@ def pretended():
 def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached):
     images, model = pretended
     grid, backend = Grid(2, 3, 64, 96), tiny_backend()
-    frames = Frames.of(images, grid, context, CUDA)
+    frames = HeldFrames.of(images, grid, context, CUDA)
     features = Features.of(frames, model, backend, cached)
     with Transfers() as transfers:
         seen = predict(model, features, {"score", "features", "probabilities"}, "entropy", backend)

@@ -11,8 +11,9 @@ from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from meal_gpu.evaluate import Score, add_confusion, evaluate
+from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
-from meal_gpu.pool import Frames
+from meal_gpu.pixels import normalise
 
 
 def confusion_of(truth: torch.Tensor, prediction: torch.Tensor, classes: int) -> torch.Tensor:
@@ -101,7 +102,7 @@ def test_one_matrix_over_the_split_without_the_remainder(model, size, grid, cont
     expected = Score.of(torch.from_numpy(expected))
 
     features = tiny_features(model, images, grid, context)
-    frames = Frames.of(torch.from_numpy(masks), tiling, context, CPU)
+    frames = HeldFrames.of(torch.from_numpy(masks), tiling, context, CPU)
     score = evaluate(model, features, frames, 4, tiny_backend())
     assert [iou is None for iou in score.iou] == [iou is None for iou in expected.iou]
     for found, wanted in zip(score.iou, expected.iou, strict=True):
@@ -119,8 +120,8 @@ def test_the_remainder_does_not_count(model):
     masks[:, : 3 * 19, : 4 * 20] = 255
     images = noise(2, 57, 83)
     for context in ("image", "patch"):
-        score = evaluate(model, tiny_features(model, images, (3, 4), context), Frames.of(masks, tiling, context, CPU),
-                         4, tiny_backend())
+        frames = HeldFrames.of(masks, tiling, context, CPU)
+        score = evaluate(model, tiny_features(model, images, (3, 4), context), frames, 4, tiny_backend())
         assert score.miou is None
 
 
@@ -131,7 +132,7 @@ def test_both_contexts_see_the_same_truth(model):
     counted = {}
     for context in ("image", "patch"):
         seen = []
-        frames = Frames.of(masks, tiling, context, CPU)
+        frames = HeldFrames.of(masks, tiling, context, CPU)
         evaluate(model, tiny_features(model, images, (2, 3), context), frames, 4, tiny_backend(),
                  lambda *args, seen=seen: seen.append(args))
         assert seen[-1] == ("evaluate", frames.count, frames.count)
@@ -143,7 +144,7 @@ def test_both_contexts_see_the_same_truth(model):
 
 def test_evaluating_changes_nothing(model):
     tiling, images = Grid(1, 1, 32, 32), noise(1, 32, 32)
-    masks = Frames.of(torch.zeros(1, 32, 32, dtype=torch.uint8), tiling, "image", CPU)
+    masks = HeldFrames.of(torch.zeros(1, 32, 32, dtype=torch.uint8), tiling, "image", CPU)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     first = evaluate(model, tiny_features(model, images, (1, 1)), masks, 4, tiny_backend())
@@ -156,7 +157,7 @@ def test_interpolated_logits_decide_not_interpolated_classes(model):
     """The prediction is the arg-max of upsampled logits at every pixel, as in the network's own forward."""
     images = noise(1, 64, 64)
     with torch.no_grad():
-        low, high = model.features(images)
+        low, high = model.features(normalise(images))
         up = F.interpolate(model.logits(low, high), (64, 64), mode="bilinear", align_corners=True).argmax(1)
-    masks = Frames.of(up.to(torch.uint8), Grid(1, 1, 64, 64), "image", CPU)
+    masks = HeldFrames.of(up.to(torch.uint8), Grid(1, 1, 64, 64), "image", CPU)
     assert evaluate(model, tiny_features(model, images, (1, 1)), masks, 4, tiny_backend()).miou == 1.0

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 
-from meal_gpu.features import BATCH_PIXELS, Features, batch_size, cache_bytes
+from meal_gpu.features import BATCH_PIXELS, Features, batch_size
+from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
-from meal_gpu.pool import Frames
+from meal_gpu.pixels import normalise
 
 # A grid that divides; odd sizes with a remainder; a patch smaller than a cell of the map; one patch.
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4)), ((33, 47), (5, 4)), ((40, 40), (1, 1))]
@@ -24,10 +25,8 @@ def test_patch_vectors_are_means_of_the_upsampled_maps(model, size, grid, contex
     """F of equation 2, by interpolating the maps to every pixel in float64 and averaging the patch's."""
     images, tiling = noise(3, *size), Grid(*grid, *size)
     features = tiny_features(model, images, grid, context)
-    index = torch.arange(features.frames.count)
     with torch.no_grad():
-        _, high = features.get(model, index)
-        vectors = features.patch_vectors(high)
+        vectors = torch.cat([features.patch_vectors(high) for _, (_, high) in features.scan(model)])
         assert vectors.shape == (3 * tiling.cells, 112)
         for patch in range(3 * tiling.cells):
             image, cell = tiling.split(patch)
@@ -36,7 +35,7 @@ def test_patch_vectors_are_means_of_the_upsampled_maps(model, size, grid, contex
                 frame = images[image : image + 1]
             else:
                 frame, (y0, x0, y1, x1) = images[image : image + 1, y0:y1, x0:x1], (0, 0, y1 - y0, x1 - x0)
-            maps = model.features(frame)[1].double()
+            maps = model.features(normalise(frame))[1].double()
             up = F.interpolate(maps, frame.shape[1:3], mode="bilinear", align_corners=True)
             torch.testing.assert_close(vectors[patch].double(), up[0, :, y0:y1, x0:x1].mean((1, 2)), atol=2e-5,
                                        rtol=1e-4)
@@ -51,32 +50,37 @@ def test_cached_maps_are_the_fresh_ones(model, context, dtype):
     assert fresh.cache is None
     assert cached.low_size == fresh.low_size
     assert cached.high_size == fresh.high_size
-    index = torch.tensor([4, 0, 4, 2])
-    with torch.no_grad(), backend.autocast():
-        for a, b in zip(cached.get(model, index), fresh.get(model, index), strict=True):
-            assert a.dtype == dtype
-            # Rounded to the autocast dtype; another batch may make the processor add in another order.
-            torch.testing.assert_close(a.float(), b.float(), rtol=1e-4 if dtype == torch.float32 else 0.02,
-                                       atol=1e-5 if dtype == torch.float32 else 0.02)
+    with torch.no_grad():
+        for given in (lambda f: f.read(model, [torch.tensor([4, 0, 4, 2]), torch.tensor([3])]),
+                      lambda f: (maps for _, maps in f.scan(model))):
+            for ours, theirs in zip(given(cached), given(fresh), strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    assert a.dtype == dtype
+                    # Rounded to the autocast dtype; another batch may make the processor add in another order.
+                    torch.testing.assert_close(a.float(), b.float(), rtol=1e-4 if dtype == torch.float32 else 0.02,
+                                               atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_pass_goes_over_all_frames_in_order(model, cached):
+    features = tiny_features(model, noise(5, 64, 96), (2, 3), "patch", cached)
+    with torch.no_grad():
+        seen = [frames for frames, (low, _) in features.scan(model) if len(low) == frames.stop - frames.start]
+    assert [i for frames in seen for i in range(frames.start, frames.stop)] == list(range(30))
 
 
 def test_cached_features_do_not_look_at_images_again(model):
     images = noise(2, 32, 32)
     cached = tiny_features(model, images, (1, 1), cached=True)
-    before = cached.get(model, torch.tensor([0, 1]))[1].clone()
+    both = torch.tensor([0, 1])
+    before = next(cached.read(model, [both]))[1].clone()
     images.zero_()
-    assert torch.equal(cached.get(model, torch.tensor([0, 1]))[1], before)
-
-
-def test_the_bytes_of_a_cache_are_foretold(model):
-    features = tiny_features(model, noise(3, 57, 83), (2, 2), cached=True)
-    low, high = model.features(features.frames[torch.tensor([0])])
-    assert cache_bytes(features.frames, low, high, torch.float32) == sum(part.nbytes for part in features.cache)
+    assert torch.equal(next(cached.read(model, [both]))[1], before)
 
 
 def test_progress_counts_all_frames(model):
     seen = []
-    frames = Frames.of(noise(3, 32, 32), Grid(1, 1, 32, 32), "image", CPU)
+    frames = HeldFrames.of(noise(3, 32, 32), Grid(1, 1, 32, 32), "image", CPU)
     Features.of(frames, model, tiny_backend(), True, "val features", lambda *args: seen.append(args))
     assert seen[-1] == ("val features", 3, 3)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from tiny import noise, stir_norms, tiny_backend, tiny_features, tiny_model
 
 from meal_gpu.grid import Grid
+from meal_gpu.pixels import normalise
 from meal_gpu.predict import Predictions, non_finite_patch, patch_maps, predict
 
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4))]  # a grid that divides; odd sizes with a remainder on both axes
@@ -31,7 +32,7 @@ def full_logits(model, images: torch.Tensor, grid: Grid, context: str) -> list[t
     """Float64 logits ``[C, patch_height, patch_width]`` of every patch, through the network's own forward."""
     found = []
     for frame in frames_of(images, grid, context):
-        low, high = model.features(frame)
+        low, high = model.features(normalise(frame))
         logits = F.interpolate(model.logits(low, high).double(), frame.shape[1:3], mode="bilinear", align_corners=True)
         boxes = grid.boxes() if context == "image" else [(0, 0, *frame.shape[1:3])]
         found += [logits[0, :, y0:y1, x0:x1] for y0, x0, y1, x1 in boxes]
@@ -63,7 +64,7 @@ def test_features_and_probabilities_come_in_the_order_of_ids(model):
     features = tiny_features(model, images, (3, 4))
     found = predict(model, features, {"features", "probabilities", "score"}, "entropy", BACKEND)
     with torch.no_grad():
-        low, high = model.features(images)
+        low, high = model.features(normalise(images))
         assert torch.allclose(found.features, features.patch_vectors(high), atol=1e-5)
         p = model.logits(low, high).double().softmax(1)
         up = F.interpolate(p, (57, 83), mode="bilinear", align_corners=True)
@@ -163,7 +164,7 @@ def test_several_batches_are_one_pool(model, monkeypatch):
     features = tiny_features(model, noise(5, 32, 48), (2, 2))
     whole = predict(model, features, {"score", "features"}, "entropy", BACKEND)
     seen = []
-    monkeypatch.setattr("meal_gpu.predict.batch_size", lambda grid: 2)
+    monkeypatch.setattr("meal_gpu.features.batch_size", lambda grid: 2)
     parts = predict(model, features, {"score", "features"}, "entropy", BACKEND, lambda *args: seen.append(args))
     for name in ("score", "features"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)

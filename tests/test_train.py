@@ -13,9 +13,9 @@ from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 from meal_gpu.config import TrainConfig
 from meal_gpu.errors import InputError
 from meal_gpu.evaluate import evaluate
+from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import Dropout
-from meal_gpu.pool import Frames
 from meal_gpu.train import _batches, _loss, train
 
 BACKEND = tiny_backend()
@@ -313,7 +313,7 @@ def test_learns_to_tell_dark_from_bright(context):
     boxes = [(patch // 4, *grid.box(patch % 4)) for patch in ids.tolist()]
     labels = torch.stack([masks[image, y0:y1, x0:x1] for image, y0, x0, y1, x1 in boxes])
     val_features = tiny_features(model, val_images, (2, 2), context, cached=True)
-    val_frames = Frames.of(val_masks, grid, context, CPU)
+    val_frames = HeldFrames.of(val_masks, grid, context, CPU)
     torch.manual_seed(0)
     history = train(model, tiny_features(model, images, (2, 2), context, cached=True), ids, labels,
                     TrainConfig(batch_size=8, eval_every=5), 5, BACKEND, order(),

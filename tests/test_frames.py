@@ -1,0 +1,185 @@
+"""Frames, held and streamed, against plain slices: equal to the last bit, whatever brings them."""
+
+import mmap
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CPU, noise
+
+from meal_gpu.frames import HeldFrames, StreamedFrames, as_tensor, resident
+from meal_gpu.grid import Grid
+from meal_gpu.pixels import normalise
+from meal_gpu.store import release
+
+# Rows, columns and sizes that divide, that leave a remainder, a single patch, patches of two pixels.
+GRIDS = [Grid(2, 3, 24, 36), Grid(3, 4, 25, 39), Grid(1, 1, 8, 12), Grid(5, 4, 10, 8)]
+
+
+@st.composite
+def pools(draw) -> tuple[torch.Tensor, Grid]:
+    rows, cols = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    height, width = draw(st.integers(2 * rows, 20)), draw(st.integers(2 * cols, 20))
+    return noise(draw(st.integers(1, 4)), height, width, seed=draw(st.integers(0, 9))), Grid(rows, cols, height, width)
+
+
+def patch_of(images: torch.Tensor, grid: Grid, patch: int) -> torch.Tensor:
+    image, cell = grid.split(patch)
+    y0, x0, y1, x1 = grid.box(cell)
+    return images[image, y0:y1, x0:x1]
+
+
+def plain(images: torch.Tensor, grid: Grid, context: str) -> torch.Tensor:
+    """All frames, by slicing."""
+    if context == "image":
+        return images
+    return torch.stack([patch_of(images, grid, patch) for patch in range(len(images) * grid.cells)])
+
+
+def mapped(images: torch.Tensor, file: Path) -> np.memmap:
+    file.write_bytes(images.numpy().tobytes())
+    return np.memmap(file, np.uint8, "r", shape=tuple(images.shape))
+
+
+@settings(deadline=None)
+@given(pools(), st.data())
+def test_held_frames_are_plain_slices(pool, data):
+    """Both contexts, images and masks, any order of indices and repeated ones, grids that leave a remainder."""
+    images, grid = pool
+    for pixels in (images, images[..., 0]):
+        frames = HeldFrames.of(pixels, grid, "image", CPU)
+        index = torch.tensor(data.draw(st.lists(st.integers(0, len(images) - 1), min_size=1, max_size=5)))
+        assert (frames.count, frames.grid) == (len(images), grid)
+        assert torch.equal(frames[index], pixels[index])
+        assert torch.equal(frames.cut(slice(0, len(images))), pixels)
+
+        frames = HeldFrames.of(pixels, grid, "patch", CPU)
+        assert frames.count == len(images) * grid.cells
+        assert frames.grid == Grid(1, 1, grid.patch_height, grid.patch_width)
+        ids = data.draw(st.lists(st.integers(0, frames.count - 1), min_size=1, max_size=5))
+        for patch, frame in zip(ids, frames[torch.tensor(ids)], strict=True):
+            assert torch.equal(frame, patch_of(pixels, grid, patch))
+        last = frames.cut(slice(frames.count - grid.cells, frames.count))
+        assert torch.equal(last, plain(pixels, grid, "patch")[-grid.cells :])
+
+
+@pytest.mark.parametrize("context", ["patch", "image"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("kind", ["held", "mapped", "streamed", "resident"])
+def test_every_way_gives_the_same_bits(tmp_path, kind, grid, context):
+    """A pass in whole images, a batch larger than the pool, and reading in any order, also twice the same."""
+    if kind == "streamed":
+        pytest.importorskip("nvidia.dali")
+    images = noise(5, grid.height, grid.width)
+    file = mapped(images, tmp_path / "images")
+    frames = {
+        "held": lambda: HeldFrames.of(images, grid, context, CPU),
+        "mapped": lambda: HeldFrames.of(file, grid, context, CPU),
+        "streamed": lambda: StreamedFrames(grid, context, CPU, file),
+        "resident": lambda: HeldFrames.of(resident(file, CPU, "torchvision"), grid, context, CPU),
+    }[kind]()
+    expected = normalise(plain(images, grid, context))
+    for size in (2 * frames.per_image, 1, 10**6, 2 * frames.per_image):  # the last goes through a pipeline again
+        seen = list(frames.scan(size))
+        assert [i for part, _ in seen for i in range(part.start, part.stop)] == list(range(frames.count))
+        assert all(len(pixels) == part.stop - part.start for part, pixels in seen)
+        assert all(len(pixels) <= max(size, frames.per_image) for _, pixels in seen)
+        assert torch.equal(torch.cat([pixels for _, pixels in seen]), expected)
+        assert all(pixels.permute(0, 2, 3, 1).is_contiguous() for _, pixels in seen)
+    batches = [torch.tensor([frames.count - 1, 0, 0]), torch.tensor([1 % frames.count])]
+    for _ in range(2):
+        for batch, pixels in zip(batches, frames.read(batches), strict=True):
+            assert torch.equal(pixels, expected[batch])
+
+
+def test_a_pass_that_was_left_does_not_disturb_the_next(tmp_path):
+    """An error in the middle of a pass must not leave frames behind in the pipeline."""
+    pytest.importorskip("nvidia.dali")
+    images, grid = noise(6, 8, 8), Grid(1, 1, 8, 8)
+    frames = StreamedFrames(grid, "image", CPU, mapped(images, tmp_path / "images"))
+    for _ in frames.scan(2):
+        break
+    assert torch.equal(torch.cat([pixels for _, pixels in frames.scan(2)]), normalise(images))
+    passes = frames.scan(2), frames.scan(2)  # two at once
+    for (_, a), (_, b) in zip(*passes, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_frames_that_were_handed_out_stay_as_they_are(tmp_path):
+    """The pipeline must not write the next batch where the last one still is in use."""
+    pytest.importorskip("nvidia.dali")
+    images, grid = noise(12, 16, 16), Grid(2, 2, 16, 16)
+    frames = StreamedFrames(grid, "image", CPU, mapped(images, tmp_path / "images"))
+    kept = [pixels for _, pixels in frames.scan(1)]
+    assert torch.equal(torch.cat(kept), normalise(images))
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_resident_pool_is_a_copy_of_the_store(tmp_path, loader):
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    images = noise(7, 13, 11)
+    file = mapped(images, tmp_path / "images")
+    held = resident(file, CPU, loader)
+    assert torch.equal(held, images)
+    assert held.data_ptr() != file.ctypes.data
+
+
+def test_streaming_holds_no_more_memory_the_longer_it_goes(tmp_path):
+    """Pages of the store that have been read are given back: 96 MB go by, a few stay."""
+    pytest.importorskip("nvidia.dali")
+    n, grid = 64, Grid(2, 2, 500, 1000)
+    file = tmp_path / "images"
+    with file.open("wb") as stream:
+        for i in range(n):
+            stream.write(np.full(grid.height * grid.width * 3, i, np.uint8).tobytes())
+    images = np.memmap(file, np.uint8, "r", shape=(n, grid.height, grid.width, 3))
+
+    def held() -> int:
+        status = Path("/proc/self/smaps").read_text()
+        part = re.search(rf"{re.escape(str(file))}\n(?:.*\n)*?Rss:\s+(\d+) kB", status)
+        return int(part[1]) * 1024 if part else 0
+
+    peak = 0
+    frames = StreamedFrames(grid, "image", CPU, images)
+    for _, pixels in frames.scan(1):
+        peak = max(peak, held())
+        assert pixels[0, 0].min() == pixels[0, 0].max()
+    assert 0 < peak < 12e6
+    assert held() < 2e6
+    for batch, pixels in zip(range(n), frames.read([torch.tensor([i]) for i in range(n)]), strict=True):
+        assert torch.equal(pixels, normalise(as_tensor(images[batch : batch + 1])))
+        assert held() < 12e6
+
+
+def test_releasing_keeps_the_pixels_and_ignores_what_is_no_file(tmp_path):
+    images = noise(3, 40, 50)
+    file = mapped(images, tmp_path / "images")
+    assert isinstance(file.base, mmap.mmap)
+    for first, last in ((0, 1), (1, 3), (2, 2), (0, 3)):
+        release(file, first, last)
+        assert np.array_equal(file, images.numpy())
+    release(images.numpy(), 0, 3)
+    assert np.array_equal(file, images.numpy())
+
+
+def test_masks_are_cut_where_the_mapped_file_may_be_released(tmp_path):
+    masks = noise(4, 6, 6)[..., 0].contiguous()
+    frames = HeldFrames.of(mapped(masks, tmp_path / "masks"), Grid(2, 3, 6, 6), "image", CPU)
+    assert torch.equal(torch.cat([frames.cut(slice(i, i + 2)) for i in (0, 2)]), masks)
+
+
+@pytest.mark.parametrize("context", ["patch", "image"])
+def test_held_frames_copy_no_pixel(context):
+    images = noise(2, 11, 13)
+    assert HeldFrames.of(images, Grid(2, 3, 11, 13), context, CPU).images.data_ptr() == images.data_ptr()
+
+
+def test_a_read_only_memmap_is_shared_without_a_warning(tmp_path, recwarn):
+    tensor = as_tensor(mapped(torch.arange(48, dtype=torch.uint8).view(4, 2, 2, 3), tmp_path / "images"))
+    assert tensor[3, 1, 1].tolist() == [45, 46, 47]
+    assert not recwarn.list
