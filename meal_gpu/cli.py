@@ -96,13 +96,19 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Ru
 @app.command()
 def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
          set_: SetOption = None) -> None:
-    """What this machine is, which backends would be used, and why."""
+    """What this machine is, which backends would be used and why; with a CONFIG, what its run will need."""
     from .backend import machine, resolve
+    from .sizing import describe
 
     loaded = Config.load(config or {}, set_)
+    backend = resolve(loaded)
+    needs = describe(loaded, backend) if config else {}
     table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in {**resolve(loaded).choices(), **machine()}.items():
-        table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(value)))
+    for rows in (backend.choices(), needs, {key: str(value) for key, value in machine().items()}):
+        for key, value in rows.items():
+            table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(value))
+        if rows:
+            table.add_row()
     console.print(table)
 
 

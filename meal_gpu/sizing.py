@@ -1,0 +1,244 @@
+"""What a run needs in memory and on disk, before it starts: the arithmetic that `info` shows and placement follows."""
+
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from . import scenes
+from .backend import Backend
+from .config import Config
+from .datasets import open_dataset
+from .features import batch_size
+from .grid import Grid
+from .kernels import patch_entropy
+from .model import RATES, DeepLabV3Plus
+from .windows import Windows, along
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that a run's data take, by arithmetic."""
+
+    n_images: int
+    n_val_images: int
+    n_patches: int
+    pool: int
+    """The pool's images as uint8: in the store, and on the device where they are resident."""
+    val: int
+    """The validation images as uint8."""
+    masks: int
+    """Both splits' masks, in the store."""
+    features: int
+    """A frozen backbone's maps of the pool, in the autocast dtype."""
+    val_features: int
+
+    @property
+    def store(self) -> int:
+        """On disk."""
+        return self.pool + self.val + self.masks
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where images and frozen features live, and why."""
+
+    images: str
+    """``resident`` (on the device) or ``streamed`` (from the store)."""
+    val_images: str
+    cache: bool
+    """The pool's frozen features are kept on the device."""
+    val_cache: bool
+    reason: str
+    device_bytes: int
+    """What all of that takes of the device."""
+
+
+def measure(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int, n_val_images: int,
+            masks: bool = True) -> Sizes:
+    """The sizes of a run on that many images; ``model`` gives the shapes of its maps, whatever its weights."""
+    grid = config.data.tiling()
+    frame = frame_grid(config)
+    per_image = 1 if config.data.context == "image" else grid.cells
+    (c4, h4, w4), (c16, h16, w16) = model.map_shapes(frame.height, frame.width)
+    maps = per_image * (c4 * h4 * w4 + c16 * h16 * w16) * backend.dtype.itemsize
+    pixels = grid.height * grid.width
+    return Sizes(n_images, n_val_images, n_images * grid.cells, 3 * pixels * n_images, 3 * pixels * n_val_images,
+                 pixels * (masks * n_images + n_val_images), maps * n_images, maps * n_val_images)
+
+
+def place(config: Config, sizes: Sizes, budget: int) -> Placement:
+    """Decide what the device holds, within ``budget`` bytes.
+
+    A frozen backbone's features come first: with them no round reads an image again. Then the pool's images, which
+    everything else reads. Then the same of the validation split. An explicit choice is followed, whatever the budget.
+    """
+    left = budget
+    frozen, wanted = config.model.freeze_backbone, config.model.cache_features
+
+    def cached(size: int) -> bool:
+        return frozen and (wanted == "always" or (wanted == "auto" and size <= left))
+
+    cache = cached(sizes.features)
+    left -= cache * sizes.features
+    if config.data.placement != "auto":
+        images, reason = config.data.placement, "asked for"
+    elif cache:
+        images, reason = "streamed", "read once: the features are kept on the device"
+    elif sizes.pool <= left:
+        images, reason = "resident", f"{gigabytes(sizes.pool)} fit into the budget of {gigabytes(budget)}"
+    else:
+        images, reason = "streamed", f"{gigabytes(sizes.pool)} do not fit into the budget of {gigabytes(budget)}"
+    left -= (images == "resident") * sizes.pool
+    val_cache = cached(sizes.val_features)
+    left -= val_cache * sizes.val_features
+    val_images = "resident" if not val_cache and images == "resident" and sizes.val <= left else "streamed"
+    left -= (val_images == "resident") * sizes.val
+    return Placement(images, val_images, cache, val_cache, reason, budget - left)
+
+
+def gigabytes(size: int) -> str:
+    """For people: ``4.68 GB``, ``190 MB``; 1 GB is 1e9 bytes."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+
+
+def describe(config: Config, backend: Backend) -> dict[str, str]:
+    """What a run of this config needs, for people: counted and computed, with nothing decoded, drawn or trained.
+
+    Raises `InputError` for a data set that is not there and a network that cannot be built.
+    """
+    data = config.data
+    if data.dataset == "demo":  # listing it would draw its scenes
+        n_classes, n_images, n_val, masks = len(scenes.CLASSES), data.n_images, data.n_val_images, True
+    else:
+        dataset = open_dataset(data)
+        n_classes, n_images, n_val = len(dataset.class_names), len(dataset.train), len(dataset.val)
+        masks = dataset.train[0].mask is not None
+    # Shapes are all that matters, so that nothing is downloaded.
+    model = DeepLabV3Plus(n_classes, config.model.model_copy(update={"weights": "none"}))
+    sizes = measure(config, backend, model, n_images, n_val, masks)
+    where = place(config, sizes, backend.budget_bytes)
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    trained = sum(value.nbytes for value in model.parameters() if value.requires_grad)
+    features = "none: the backbone is trained"
+    if config.model.freeze_backbone:
+        kept = "kept on the device" if where.cache else "computed again in every round"
+        features = f"{gigabytes(sizes.features)} of the pool, {kept}; {gigabytes(sizes.val_features)} of the validation"
+        features += " images, " + ("kept" if where.val_cache else "computed again in every evaluation")
+    return {
+        "pool": f"{n_images:,} images, {sizes.n_patches:,} patches; {n_val:,} images to validate on",
+        "store on disk": f"{gigabytes(sizes.store)} (pool {gigabytes(sizes.pool)}, validation {gigabytes(sizes.val)}, "
+                         f"masks {gigabytes(sizes.masks)})",
+        "features": features,
+        "placement": f"{where.images} ({where.reason})" + (
+            f"; validation images {where.val_images}" if n_val and where.val_images != where.images else ""),
+        "device memory": f"{gigabytes(where.device_bytes)} images and features, {gigabytes(weights + 3 * trained)} "
+                         "network, gradients and Adam",
+        "at its peak": f"{gigabytes(peak_scoring(config, backend, model))} more in scoring, "
+                       f"{gigabytes(peak_training(config, backend, model))} in a training step; libraries take more",
+    }
+
+
+def frame_grid(config: Config) -> Grid:
+    """The grid within what the network sees at once."""
+    grid = config.data.tiling()
+    return grid if config.data.context == "image" else Grid(1, 1, grid.patch_height, grid.patch_width)
+
+
+def peak_scoring(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
+    """Bytes that one scoring batch takes at its peak: the tensors of the network beside its weights.
+
+    The very network runs on tensors without memory, and the living ones are counted. What libraries take for
+    themselves (workspaces, reordered weights) comes on top.
+    """
+    frame = frame_grid(config)
+    size = batch_size(frame)
+    if config.data.context == "patch":  # whole images at a time
+        size = max(1, size // config.data.tiling().cells) * config.data.tiling().cells
+
+    def score(network: DeepLabV3Plus) -> None:
+        pixels = torch.empty(size, frame.height, frame.width, 3).permute(0, 3, 1, 2)
+        with torch.no_grad(), torch.autocast("cpu", backend.dtype, enabled=backend.dtype != torch.float32):
+            low, high = network.features(pixels)
+            logits = network.logits(low, high)
+        patch_entropy(logits, (frame.height, frame.width), (frame.rows, frame.cols))
+
+    return _peak(model.eval(), score)
+
+
+def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
+    """Bytes that one training step takes at its peak, gradients included, beside weights and Adam's two moments.
+
+    Every patch of the batch is taken to be from a frame of its own, as early rounds nearly have it.
+    """
+    frame, batch = frame_grid(config), config.train.batch_size
+    if config.train.sample == "image":
+        batch *= frame.cells
+    (_, *low_size), (_, *high_size) = model.map_shapes(frame.height, frame.width)
+    cached = config.model.freeze_backbone
+    shapes = model.map_shapes(frame.height, frame.width)
+
+    def step(network: DeepLabV3Plus) -> None:
+        at = Windows.of_grid(frame, (low_size[0], low_size[1]), (high_size[0], high_size[1]), RATES,
+                             torch.device("cpu")).of(torch.zeros(batch, dtype=torch.int64))
+        with torch.autocast("cpu", backend.dtype, enabled=backend.dtype != torch.float32):
+            if cached:
+                low, high = (torch.empty(batch, h, w, c, dtype=backend.dtype).permute(0, 3, 1, 2)
+                             for c, h, w in shapes)
+            else:
+                low, high = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
+            logits = network.window_logits(low, high, at)
+            pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
+        target = torch.zeros(pixels.shape[:-1].numel(), dtype=torch.int64)
+        torch.nn.functional.cross_entropy(pixels.float().flatten(0, 2), target).backward()
+
+    return _peak(model.train(), step)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._add(value.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _peak(model: DeepLabV3Plus, work: Callable[[DeepLabV3Plus], None]) -> int:
+    network = copy.deepcopy(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in network.modules():  # `Module.to` cannot swap in fake tensors
+            for name, held in module._parameters.items():
+                if held is not None:
+                    module._parameters[name] = torch.nn.Parameter(torch.empty_like(held), held.requires_grad)
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else torch.empty_like(value)
+        with _LiveBytes() as counted:
+            work(network)
+    return counted.peak

@@ -1,0 +1,135 @@
+"""What a run is foretold to need, against what it takes."""
+
+import weakref
+
+import pytest
+import torch
+from tiny import BACKBONE, TINY, noise, tiny_backend, tiny_config, tiny_features, tiny_model
+
+from meal_gpu.backend import resolve
+from meal_gpu.config import Config
+from meal_gpu.experiment import prepare
+from meal_gpu.features import Features
+from meal_gpu.frames import HeldFrames
+from meal_gpu.model import DeepLabV3Plus
+from meal_gpu.sizing import Sizes, _LiveBytes, describe, gigabytes, measure, peak_scoring, peak_training, place
+
+SIZES = Sizes(n_images=10, n_val_images=4, n_patches=160, pool=1000, val=400, masks=500, features=3000,
+              val_features=1200)
+
+
+def config(**model: object) -> Config:
+    return Config.load({**TINY, "model": {**TINY["model"], **model}})
+
+
+@pytest.mark.parametrize("context", ["image", "patch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_foretold_sizes_are_what_stores_and_caches_take(tmp_path, context, dtype):
+    """Odd sizes, so that maps are rounded up."""
+    tiny = tiny_config(tmp_path, data={"image_size": [57, 83], "context": context})
+    experiment = prepare(tiny)
+    model, stores = tiny_model(), experiment.stores
+    sizes = measure(tiny, tiny_backend(dtype), model, 6, 2)
+    assert sizes.n_patches == 36
+    assert sizes.pool == stores.train.images.nbytes
+    assert sizes.val == stores.val.images.nbytes
+    assert sizes.masks == stores.train.masks.nbytes + stores.val.masks.nbytes
+    assert sizes.store == sum(f.stat().st_size for s in (stores.train, stores.val) for f in s.path.glob("*.u8"))
+    for images, foretold in ((stores.train.images, sizes.features), (stores.val.images, sizes.val_features)):
+        cached = Features.of(HeldFrames.of(images, experiment.grid, context, torch.device("cpu")), model,
+                             tiny_backend(dtype), True)
+        assert foretold == sum(part.nbytes for part in cached.cache)
+
+
+@pytest.mark.parametrize(("model", "data", "budget", "expected"), [
+    # frozen features first, then nothing reads the pool again; validation features with what is left
+    ({}, {}, 4200, ("streamed", "streamed", True, True)),
+    ({}, {}, 4199, ("streamed", "streamed", True, False)),
+    ({}, {}, 3000, ("streamed", "streamed", True, False)),
+    # features do not fit: the pool's images, then the validation split's features, then its images
+    ({}, {}, 2999, ("resident", "streamed", False, True)),
+    ({}, {}, 1400, ("resident", "resident", False, False)),
+    ({}, {}, 1399, ("resident", "streamed", False, False)),
+    ({}, {}, 999, ("streamed", "streamed", False, False)),
+    # a trained backbone has no constant features
+    ({"freeze_backbone": False}, {}, 10**6, ("resident", "resident", False, False)),
+    ({"freeze_backbone": False}, {}, 999, ("streamed", "streamed", False, False)),
+    # what is asked for is done
+    ({"cache_features": "never"}, {}, 10**6, ("resident", "resident", False, False)),
+    ({"cache_features": "always"}, {}, 10, ("streamed", "streamed", True, True)),
+    ({}, {"placement": "resident"}, 10**6, ("resident", "streamed", True, True)),
+    ({"cache_features": "never"}, {"placement": "streamed"}, 10**6, ("streamed", "streamed", False, False)),
+    ({"cache_features": "never"}, {"placement": "resident"}, 10, ("resident", "streamed", False, False)),
+])
+def test_placement_follows_the_budget(model, data, budget, expected):
+    made = Config.load({**TINY, "model": {**TINY["model"], **model}, "data": {**TINY["data"], **data}})
+    found = place(made, SIZES, budget)
+    assert (found.images, found.val_images, found.cache, found.val_cache) == expected
+    held = (found.images == "resident") * 1000 + (found.val_images == "resident") * 400
+    assert found.device_bytes == held + found.cache * 3000 + found.val_cache * 1200
+    if not data and "cache_features" not in model:
+        assert found.device_bytes <= budget
+
+
+@pytest.mark.parametrize("changes", [{}, {"context": "patch"}])
+def test_the_peak_of_scoring_is_that_of_the_real_pass(tmp_path, changes):
+    """The same count over a real pass of one batch; 120 images of 64 x 96 are a batch, 200 are more."""
+    tiny = tiny_config(tmp_path, data=changes)
+    model, backend = tiny_model(), resolve(tiny)
+    foretold = peak_scoring(tiny, backend, model)
+    features = tiny_features(model, noise(1_400_000 // (64 * 96), 64, 96), (2, 3), tiny.data.context, backend=backend)
+    from meal_gpu.predict import predict
+
+    with _LiveBytes() as counted:
+        predict(model, features, {"score"}, "entropy", backend)
+    # The real pass also makes normalised pixels step by step, and looks up matrices.
+    assert foretold == pytest.approx(counted.peak, rel=0.35)
+
+
+def test_finetuning_takes_more_and_a_larger_batch_too():
+    frozen, trained = (peak_training(config(freeze_backbone=f), tiny_backend(), tiny_model(freeze_backbone=f))
+                       for f in (True, False))
+    assert trained > 1.5 * frozen
+    # Gradients are there whatever the batch; the rest grows with it.
+    four, eight, twelve = (
+        peak_training(Config.load({**TINY, "train": {"batch_size": n}}), tiny_backend(), tiny_model())
+        for n in (32, 64, 96))
+    assert twelve - eight == pytest.approx(eight - four, rel=0.02)
+    assert eight - four > 1e6
+
+
+def test_the_count_follows_what_lives():
+    with _LiveBytes() as counted:
+        a = torch.zeros(1000)
+        b = a + 1
+        del b
+        c = a.view(10, 100) + 1  # a view is no new memory
+        d = c.t().contiguous()
+        assert counted.live == 3 * 4000
+        del a, c, d
+        assert counted.live == 0
+    assert counted.peak == 3 * 4000
+    assert weakref.getweakrefcount(torch.zeros(1).untyped_storage()) == 0
+
+
+@pytest.mark.parametrize("backbone", [BACKBONE, "resnet18"])
+def test_shapes_of_maps_are_computed_without_weights(backbone):
+    model = DeepLabV3Plus(3, config(backbone=backbone, output_stride=16).model).train()
+    shapes = model.map_shapes(57, 83)
+    with torch.no_grad():
+        assert shapes == tuple(tuple(maps.shape[1:]) for maps in model.eval().features(torch.zeros(1, 3, 57, 83)))
+
+
+def test_the_description_of_a_demo_draws_nothing(tmp_path):
+    tiny = tiny_config(tmp_path)
+    shown = describe(tiny, resolve(tiny))
+    assert not (tmp_path / "store").exists()
+    assert shown["pool"] == "6 images, 36 patches; 2 images to validate on"
+    assert shown["placement"].startswith("streamed (read once")
+    small = tiny.model_copy(update={"data": tiny.data.model_copy(update={"budget_gb": 1e-6})})
+    assert "do not fit into the budget of 0 MB" in describe(small, resolve(small))["placement"]
+    assert "computed again in every round" in describe(small, resolve(small))["features"]
+
+
+def test_bytes_for_people():
+    assert (gigabytes(4_680_000_000), gigabytes(190_252_800)) == ("4.68 GB", "190 MB")
