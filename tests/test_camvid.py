@@ -1,16 +1,20 @@
 """The real thing, small: CamVid with ImageNet weights, two rounds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from meal_gpu.config import Config
 from meal_gpu.experiment import prepare
+from meal_gpu.frames import HeldFrames, StreamedFrames
 from meal_gpu.kernels import SCORES, patch_entropy, reference
 from meal_gpu.launch import run
+from meal_gpu.predict import predict
 from meal_gpu.records import read_rounds
 
 pytestmark = pytest.mark.camvid
@@ -52,3 +56,52 @@ def test_a_tiny_camvid_run(camvid_root, weights_file, tmp_path):
         for given in (logits, logits.contiguous()):
             found = patch_entropy(given, (360, 480), (4, 4), score=score).double()
             assert ((found - expected).abs() / expected.abs()).max() < 1e-5
+
+
+@pytest.mark.parametrize("context", ["image", "patch"])
+def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_path, context):
+    """Pixels of every patch, and scores of every patch, on real images."""
+    pytest.importorskip("nvidia.dali")
+    from meal_gpu.dali import FrameReader
+
+    overrides = [f"data.root={thinned(camvid_root, tmp_path / 'camvid')}", f"model.weights={weights_file}",
+                 f"data.store={tmp_path / 'store'}", "device=cpu", f"data.context={context}",
+                 "model.cache_features=never"]
+    experiments = {way: prepare(Config.load("camvid", [*overrides, f"data.placement={way}"]))
+                   for way in ("resident", "streamed")}
+    held, streamed = (experiments[way].frames for way in ("resident", "streamed"))
+    assert isinstance(held, HeldFrames)
+    assert isinstance(streamed, StreamedFrames)
+    store, grid = experiments["streamed"].stores.train, held.images_grid
+    tiled = FrameReader((360, 480), (4, 4), False, held.device, 4)
+    patches = torch.cat([part.flatten(0, 1) for part in tiled.read([[row] for row in store.images])])
+    for i, sample in enumerate(experiments["streamed"].stores.dataset.train):
+        by_pillow = np.array(Image.open(sample.image))
+        for cell in range(grid.cells):
+            y0, x0, y1, x1 = grid.box(cell)
+            assert np.array_equal(patches[i * grid.cells + cell], by_pillow[y0:y1, x0:x1])
+    given = held.cut(slice(0, held.count))
+    assert torch.equal(given if context == "patch" else given.view(-1, 4, 90, 4, 120, 3).transpose(2, 3).flatten(0, 2),
+                       patches)
+
+    model = experiments["streamed"].new_model(0, 0).eval()
+    scores = [predict(model, experiment.features(model), {"score"}, "entropy", experiment.backend).score
+              for experiment in experiments.values()]
+    assert torch.equal(*scores)
+    assert scores[0].std() > 0
+
+
+def test_a_run_asks_for_the_same_patches_either_way(camvid_root, weights_file, tmp_path):
+    """Finetuned, so that training reads images in random order too."""
+    pytest.importorskip("nvidia.dali")
+    root, queries = thinned(camvid_root, tmp_path / "camvid"), []
+    for way in ("resident", "streamed"):
+        config = Config.load("camvid_finetune", [
+            f"data.root={root}", f"model.weights={weights_file}", f"data.store={tmp_path / 'store'}", "seeds=[0]",
+            "device=cpu", f"data.placement={way}", "query.rounds=1", "query.n_initial_images=2", "query.n_query=6",
+            "query.n_informative=30", "train.epochs=1", "train.final_epochs=1", "query.strategy=meal"])
+        directory = run(config, tmp_path / way)
+        queries.append([record["next_query"] for record in read_rounds(directory / "seed-0")])
+        assert json.loads((directory / "environment.json").read_text())["placement"] == way
+    assert queries[0] == queries[1]
+    assert len(queries[0][0]) == 6
