@@ -223,7 +223,7 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # it takes another, shown to all
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # it takes another
             yield
     finally:
         logger.setLevel(level)

@@ -125,8 +125,9 @@ def _workers(runs: int, workers: int | None, scheduler: str | None,
         return cluster.connected(scheduler), None
     if cuda:
         return cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)), None
-    count = min(workers or max(threads // 4, 1), runs)
-    return cluster.local(count, max(threads // count, 1)), count
+    # Threads decide how sums are split: they may not depend on how many runs are left.
+    wanted = workers or max(threads // 4, 1)
+    return cluster.local(min(wanted, runs), max(threads // wanted, 1)), min(wanted, runs)
 
 
 def _is_done(directory: Path, config: Config) -> bool:
