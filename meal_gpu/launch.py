@@ -24,6 +24,9 @@ from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
+UNFINISHED = (".lock", "environment.json", ".environment.json.", ".config.yaml.")
+"""How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
+
 Observer = Callable[[int, Record], None]
 """Called with the seed and the record of every round, finished ones of a resumed run included."""
 
@@ -52,7 +55,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
     if (directory / "config.yaml").exists():
         raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
                          "Or give another --out.")
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and not all(entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
         raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
     with _explained(directory):
         experiment = prepare(config, progress)
