@@ -3,7 +3,10 @@
 Exit codes: 0 done, 1 a stage is slower than in ``--compare``'s result or computes something wrong, 2 bad input.
 """
 
-from collections.abc import Callable
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +18,8 @@ from typer.core import TyperGroup
 from meal_gpu.files import write_atomic
 
 if TYPE_CHECKING:
+    from meal_gpu.config import Config
+
     from .result import Result
 
 WIDTH = 100
@@ -38,6 +43,99 @@ CompareOption = Annotated[Path | None, typer.Option(
 ToleranceOption = Annotated[str, typer.Option(help="By how much a stage may be slower.")]
 PageOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the result as an HTML page.")]
 SecondsOption = Annotated[float, typer.Option(min=0.0, help="Seconds to measure each stage for, at least.")]
+
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
+                                                      help="Override a key of the config.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="[CONFIG]", help="A YAML file, or one that ships.")]
+
+
+DrawOption = Annotated[int, typer.Option(
+    metavar="N", min=0, help="For cityscapes: draw N scenes in its form instead of reading data.root.")]
+
+
+@app.command("round")
+def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0,
+                only: Annotated[str, typer.Option(metavar="STAGE,...", help="Measure these stages alone.")] = "",
+                draw: DrawOption = 0,
+                estimate: Annotated[str, typer.Option(metavar="DEVICE", help="Measure nothing: estimate the least time "
+                                                      "on a device by its data sheet (h100, a100).")] = "",
+                json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+                out: PageOption = None) -> None:
+    """A whole acquisition round on the pool of CONFIG, stage by stage; what `meal-gpu bench CONFIG` runs."""
+    from . import estimate as estimates
+    from . import round
+    from .measure import Effort
+
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    with _config(config, set_, draw) as loaded:
+        if estimate:
+            measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
+        else:
+            measured(lambda: round.run(loaded, Effort(seconds), names), json_, compare, tolerance, out)
+
+
+@app.command("embed")
+def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0, draw: DrawOption = 0,
+          json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+          out: PageOption = None) -> None:
+    """UMAP fit, placing and seeding on the pool of CONFIG, against umap-learn and scikit-learn."""
+    from . import embed
+    from .measure import Effort
+
+    with _config(config, set_, draw) as loaded:
+        measured(lambda: embed.run(loaded, Effort(seconds)), json_, compare, tolerance, out)
+
+
+@app.command("train")
+def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0, draw: DrawOption = 0,
+          json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+          out: PageOption = None) -> None:
+    """A training step and epoch on the pool of CONFIG, against research code and torch.compile."""
+    from . import training
+    from .measure import Effort
+
+    with _config(config, set_, draw) as loaded:
+        measured(lambda: training.run(loaded, Effort(seconds)), json_, compare, tolerance, out)
+
+
+@app.command("scale")
+def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 1.0,
+          pools: Annotated[str, typer.Option(metavar="N,...", help="Patches of the pools.")] = "1000,10000,100000",
+          umap_to: Annotated[int, typer.Option(help="Fit UMAP up to so many patches.")] = 10_000,
+          json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+          out: PageOption = None) -> None:
+    """How time and memory grow with the pool, the classes and the images' size, on noise."""
+    from meal_gpu.errors import InputError
+
+    from . import scale
+    from .measure import Effort
+
+    if not all(part.strip().isdigit() and int(part) >= 32 for part in pools.split(",")):
+        raise InputError(f"--pools is {pools!r}: give numbers of patches, 32 at least, such as 1000,10000.")
+    sizes = sorted({int(part) for part in pools.split(",")})
+    with _config(config, set_, 0) as loaded:
+        measured(lambda: scale.run(loaded, Effort(seconds, 3), sizes, umap_to=umap_to), json_, compare, tolerance, out)
+
+
+@contextmanager
+def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Config"]:
+    """The config, with drawn scenes behind it where they are asked for."""
+    from meal_gpu.config import Config
+    from meal_gpu.errors import InputError
+
+    if not draw:
+        yield Config.load(name, overrides)
+        return
+    from .drawn import draw_cityscapes
+
+    with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
+        loaded = Config.load(name, [*(overrides or []), f"data.root={folder}"])
+        if loaded.data.dataset != "cityscapes":
+            raise InputError(f"--draw is for data.dataset cityscapes, and this config has '{loaded.data.dataset}'.")
+        with _console(stderr=True).status(f"drawing {draw} scenes"):
+            draw_cityscapes(Path(folder), draw, max(2, draw // 6))
+        yield loaded
 
 
 @app.command("kernels")
@@ -69,8 +167,10 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
     from .table import show
 
     allowed, old = tolerance_of(tolerance), Result.read(compare) if compare else None
+    logging.getLogger("meal_gpu").setLevel(logging.WARNING)  # stores are built many times here
     try:
-        result = run()
+        with _console(stderr=True).status("measuring"):
+            result = run()
     except WrongResultError as error:
         _console(stderr=True).print(f"[bold red]wrong result[/] {escape(str(error))}. Nothing was timed.",
                                     highlight=False, soft_wrap=True)

@@ -1,13 +1,14 @@
 """``--compare OLD.json``: which stages have become slower, by a rule that a busy machine does not fool.
 
 The rule. Of a stage, four ratios new / old are taken: of the median and of the best fifth (20 % quantile) of the
-samples, each in seconds and in units of the calibration workload that was timed beside every sample. The *smallest* of
-the four is what the stage has surely lost: a machine that was slower as a whole cancels in the calibrated ones, a
-calibration that was disturbed does not show in the seconds, and a few slow samples do not move the best fifth. The
-stage regresses where that exceeds 1 + tolerance + spread. The spread is half the distance from the 20 % to the 80 %
-quantile over the median, of the noisier of the two runs, in whichever unit is the steadier: a stage that jumps by 20 %
-within a run cannot be judged to 10 %. With fewer than five samples the spread counts as 10 % at least. A slowdown below
-the tolerance is thus never reported; one above it is the surer to be reported, the steadier the stage is.
+samples, each in seconds and calibrated (`measure`: without the time that other processes took, in units of a workload
+timed beside every sample). The *smallest* of the four is what the stage has surely lost: a machine that was slower as a
+whole cancels in the calibrated ones, a calibration that was disturbed does not show in the seconds, and a few slow
+samples do not move the best fifth. The stage regresses where that exceeds 1 + tolerance + spread. The spread is half
+the distance from the 20 % to the 80 % quantile over the median, of the noisier of the two runs, in whichever unit is
+the steadier: a stage that jumps by 20 % within a run cannot be judged to 10 %. With fewer than five samples the spread
+counts as 10 % at least. A slowdown below the tolerance is thus never reported; one above it is the surer to be
+reported, the steadier the stage is.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,12 @@
 """Timing in one process: alternatives interleaved, beside a calibration workload that says how fast the machine was.
 
-A shared or throttling machine slows whatever runs at that moment. So alternatives take turns, and around each sample a
-small fixed workload is timed: `Timing.calibrated` holds the samples in units of it, which `compare` can trust where the
-machine was slower as a whole.
+A shared or throttling machine slows whatever runs at that moment. So alternatives take turns; from each sample the time
+is taken off that its threads stood ready to run while other processes had the processors; and what is left is divided
+by that of a small fixed workload beside it. `Timing.calibrated` holds these values, which `compare` can trust where the
+machine was slower as a whole. What a stage itself waits for, a disk or a sleep, stays in them.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +30,7 @@ class Timing:
 
     seconds: tuple[float, ...]
     calibrated: tuple[float, ...] = ()
-    """The samples over the seconds of the calibration around them."""
+    """The samples, without the time that other processes took, over the calibration around them, likewise."""
 
     @property
     def median(self) -> float:
@@ -71,6 +73,15 @@ class Timer:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
 
+    def undisturbed(self, work: Callable[[], object], calls: int = 1) -> tuple[float, float]:
+        """Seconds per call, and the same without the time that other processes took from this one's threads."""
+        before = _stood_ready()
+        seconds = self(work, calls)
+        after = _stood_ready()
+        # Threads wait for each other: what the most disturbed of them lost, the call lost at least.
+        lost = max((after[thread] - before.get(thread, 0) for thread in after), default=0) / 1e9 / calls
+        return seconds, max(seconds - lost, 0.1 * seconds)
+
     def __call__(self, work: Callable[[], object], calls: int = 1) -> float:
         if self.cuda:
             torch.cuda.synchronize()
@@ -85,6 +96,15 @@ class Timer:
         for _ in range(calls):
             work()
         return (time.perf_counter() - begin) / calls
+
+
+def _stood_ready() -> dict[str, int]:
+    """Per thread of this process, nanoseconds that it was ready to run and had no processor; empty if not told."""
+    found = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # the thread has just ended
+            found[file.parent.name] = int(file.read_text().split()[1])
+    return found
 
 
 class Calibration:
@@ -109,7 +129,7 @@ class Calibration:
 
     def seconds(self, beside: float) -> float:
         """Its time now, taken over a tenth of the time of the sample that it stands beside, 2 to 200 calls."""
-        return self.timer(self._work, min(200, max(2, math.ceil(0.1 * beside / self.once))))
+        return self.timer.undisturbed(self._work, min(200, max(2, math.ceil(0.1 * beside / self.once))))[1]
 
 
 def interleaved(
@@ -138,9 +158,10 @@ def interleaved(
         for name in names if index % 2 else reversed(names):
             beside = calls[name] * (seconds[name][-1] if seconds[name] else _LEAST_SAMPLE)
             before = calibration.seconds(beside) if calibration else 1.0
-            seconds[name].append(timer(alternatives[name], calls[name]))
+            wall, undisturbed = timer.undisturbed(alternatives[name], calls[name])
             after = calibration.seconds(beside) if calibration else 1.0
-            calibrated[name].append(2 * seconds[name][-1] / (before + after))
+            seconds[name].append(wall)
+            calibrated[name].append(2 * undisturbed / (before + after))
         if index + 1 >= effort.min_rounds and clock() - begin >= effort.seconds:
             break
     return {name: Timing(tuple(seconds[name]), tuple(calibrated[name]) if calibration else ()) for name in names}

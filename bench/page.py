@@ -11,7 +11,7 @@ from meal_gpu.report.figures import FONT, GREY, MORE_COLOURS, Figures, plot
 from meal_gpu.report.style import POLICY, SCRIPT, STYLE
 
 from .result import Estimate, Growth, Result, Stage
-from .table import advice, rate
+from .table import advice, rate, share
 
 BOUND_COLOURS = {"memory": "#2f80d0", "exp": "#c8417f", "FLOP": "#e0912f", "decode": "#2a9d74", "host": "#8a63d2",
                  "": GREY}
@@ -45,6 +45,8 @@ loads nothing.</footer>
 
 def _where(result: Result) -> str:
     machine = result.machine
+    if result.device == "none":
+        return "Nothing on this page was measured."
     return (f"{machine.get('gpu') if result.device.startswith('cuda') else machine.get('cpu')}, {result.roofs.threads} "
             f"threads, torch {machine.get('torch')}, commit {machine.get('commit')}.")
 
@@ -76,7 +78,7 @@ def _row(stage: Stage) -> str:
     cells = [f"{stage.items:,} {escape(stage.unit)}", f"{stage.times.median_ms:,.2f}",
              f"{stage.times.low_ms:,.2f}–{stage.times.high_ms:,.2f}", f"{stage.items_per_second:,.1f}", rate(stage),
              stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
-             f"{stage.share_of_round:.1%}" if stage.per_round else "once", megabytes(stage.peak.host_bytes),
+             share(stage), megabytes(stage.peak.host_bytes),
              megabytes(stage.peak.device_bytes), *first]
     rows = f'<tr><th scope="row">{escape(stage.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     return rows + "".join(f'<tr><th></th><td colspan="10"></td><td>{name}</td><td>{ratio}</td></tr>'

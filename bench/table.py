@@ -26,10 +26,11 @@ def show(result: Result, console: Console) -> None:
     console.print(f"[bold]{escape(result.subject)}[/]", highlight=False)
     code = f", commit {machine['commit']}" if machine.get("commit") else ""
     where = machine.get("gpu") if result.device.startswith("cuda") else machine["cpu"]
-    console.print(f"{where}, {roofs.threads} threads, torch {machine['torch']}{code}", highlight=False)
-    console.print("Measured roofs: " + ", ".join(
-        f"{getattr(roofs, name) / size:,.1f} {unit}{f' {roofs.dtype}' if name == 'flops' else ''}"
-        for name, size, unit in RATES.values() if getattr(roofs, name)), highlight=False)
+    if not result.estimates:
+        console.print(f"{where}, {roofs.threads} threads, torch {machine['torch']}{code}", highlight=False)
+        console.print("Measured roofs: " + ", ".join(
+            f"{getattr(roofs, name) / size:,.1f} {unit}{f' {roofs.dtype}' if name == 'flops' else ''}"
+            for name, size, unit in RATES.values() if getattr(roofs, name)), highlight=False)
     if result.stages:
         console.print(_table(result))
     if result.whole:
@@ -61,13 +62,14 @@ def _table(result: Result) -> Table:
             stage.name, f"{stage.items:,}", _ms(stage.times.median_ms),
             f"{_ms(stage.times.low_ms)}–{_ms(stage.times.high_ms)}", _count(stage.items_per_second), rate(stage),
             stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
-            *([f"{stage.share_of_round:.1%}" if stage.per_round else "once"] if rounds else []),
+            *([share(stage)] if rounds else []),
             "–" if added is None else f"{added / 1e6:,.0f}",
             *([_versus(stage)] if compared else []))
         for other in stage.baselines if len(stage.baselines) > 1 else ():
             cells = [other.note or "–", ""] if other.times is None else [
                 _ms(other.times.median_ms), f"{_ms(other.times.low_ms)}–{_ms(other.times.high_ms)}"]
-            table.add_row(f"  {other.name}", "", *cells, *[""] * (4 + rounds + 1),
+            few = f"{other.items:,}" if other.items else ""
+            table.add_row(f"  {other.name}", few, *cells, *[""] * (4 + rounds + 1),
                           *([f"{other.ratio[1]:.1f}" if other.ratio else "–"] if compared else []), style="dim")
     return table
 
@@ -75,6 +77,11 @@ def _table(result: Result) -> Table:
 def _versus(stage: Stage) -> str:
     ratios = [other.ratio[1] for other in stage.baselines if other.ratio]
     return f"{ratios[0]:.1f}" if ratios else "–"
+
+
+def share(stage: Stage) -> str:
+    """Of a round; ``once`` for what is done once and kept, a dash for what other stages contain."""
+    return f"{stage.share_of_round:.1%}" if stage.per_round else "once" if "once" in stage.note else "–"
 
 
 def rate(stage: Stage) -> str:
@@ -100,7 +107,7 @@ def _estimates(result: Result) -> Table:
 def advice(result: Result) -> str:
     """The one thing to do next: about the stage that a round spends most in."""
     if not result.stages:
-        return "nothing was measured."
+        return "nothing was measured: leave out --estimate to measure on this machine."
     largest = max(result.stages, key=lambda stage: (stage.share_of_round, stage.times.median_ms))
     said = DO_NEXT.get((largest.name, largest.bound))
     share = f"{largest.share_of_round:.0%} of a round is {largest.name}" if largest.share_of_round else (
@@ -125,6 +132,8 @@ def show_verdicts(verdicts: list[Verdict], tolerance: float, console: Console) -
 
 
 def _ms(value: float) -> str:
+    if value < 0.1:
+        return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

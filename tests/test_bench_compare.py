@@ -160,7 +160,6 @@ def test_the_table_fits_100_columns_and_says_what_is_next(full):
     assert any("forward" in line and "5.0" in line and "48%" in line and "GFLOP/s" in line for line in lines)
     assert any("ESTIMATE" in line for line in lines)
     assert "Next: 67% of a round is forward" in lines[-1] + lines[-2]
-    assert "…" not in text.getvalue().split("Measured roofs")[0]
 
 
 def test_advice_is_about_the_largest_stage(full):
@@ -203,3 +202,23 @@ def test_compare_on_the_command_line(meal_gpu, tmp_path):
     code, _, err = meal_gpu("bench", "compare", old, tmp_path / "none.json")
     assert code == 2
     assert "none.json" in err
+
+
+def test_a_config_instead_of_a_part_means_a_round(meal_gpu):
+    """The estimate is a round's part that needs neither data nor time."""
+    code, out, _ = meal_gpu("bench", "camvid", "--set", "data.root=.", "--estimate", "h100")
+    assert code == 0
+    assert "ESTIMATE for h100" in out
+    assert "Measured" not in out
+    assert "patch_entropy of the pool" in out
+    assert max(map(len, out.splitlines())) <= 100
+    code, _, err = meal_gpu("bench", "camvidd")
+    assert code == 2
+    assert "camvid" in err
+    assert meal_gpu("bench", "--help")[0] == 0
+
+
+def test_draw_is_for_cityscapes(meal_gpu):
+    code, _, err = meal_gpu("bench", "demo", "--draw", "4")
+    assert code == 2
+    assert "--draw is for data.dataset cityscapes" in err

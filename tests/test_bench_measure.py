@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from meal_gpu.bench import memory
+from meal_gpu.bench import measure, memory
 from meal_gpu.bench.machine import Roofs, Work, card, measure_roofs
 from meal_gpu.bench.measure import Calibration, Effort, Timer, Timing, enough_copies, interleaved, rotating
 
@@ -58,8 +58,20 @@ def test_calibration_stands_beside_every_sample(monkeypatch):
     calibration = Calibration(CPU)
     assert calibration.seconds(0.01) > 1e-5
     monkeypatch.setattr(calibration, "seconds", lambda beside: next(answers))
+    monkeypatch.setattr(measure, "_stood_ready", lambda: {})  # nobody else is on the machine
     timing = interleaved({"a": slow}, Effort(0.0, 3, 3, 0.0), calibration=calibration)["a"]
     assert [seconds / 0.003 for seconds in timing.seconds] == pytest.approx(timing.calibrated)
+
+
+def test_time_that_others_took_is_not_counted(monkeypatch):
+    """2 of 10 ms were spent ready to run; a sleep is not, and stays."""
+    waited = itertools.cycle([{"1": 0, "2": 0}, {"1": 1_000_000, "2": 2_000_000, "3": 0}])
+    monkeypatch.setattr(measure, "_stood_ready", lambda: next(waited))
+    wall, undisturbed = Timer(CPU).undisturbed(lambda: slow(0.01))
+    assert wall - undisturbed == pytest.approx(0.002)
+    monkeypatch.undo()
+    wall, undisturbed = Timer(CPU).undisturbed(lambda: slow(0.05))
+    assert undisturbed > 0.04
 
 
 def test_timer_is_per_call():

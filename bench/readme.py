@@ -1,0 +1,75 @@
+"""The README's table of results, made of ``bench/results/*.json``: ``python -m meal_gpu.bench.readme`` writes it in."""
+
+import json
+import sys
+from pathlib import Path
+
+from meal_gpu.errors import InputError
+from meal_gpu.files import write_atomic
+
+from .result import SCHEMA, Result
+from .table import advice, share
+
+HERE = Path(__file__).resolve().parent
+README, RESULTS = HERE.parent / "README.md", HERE / "results"
+BEGIN = "<!-- bench: written by python -m meal_gpu.bench.readme, do not edit -->"
+END = "<!-- bench: end -->"
+
+
+def section(results: Path = RESULTS) -> str:
+    """The text between the marks, for all results of this schema in a directory."""
+    found = [(file.stem, Result.read(file)) for file in sorted(results.glob("*.json")) if _is_result(file)]
+    if not found:
+        return "No result has been recorded with this version.\n"
+    return "\n".join(_one(name, result) for name, result in found)
+
+
+def _is_result(file: Path) -> bool:
+    content = json.loads(file.read_bytes())
+    return isinstance(content, dict) and content.get("schema_version") == SCHEMA
+
+
+def _one(name: str, result: Result) -> str:
+    machine = result.machine
+    where = machine.get("gpu") if result.device == "cuda" else machine["cpu"]
+    lines = [f"**{result.subject}** ([`{name}.json`](bench/results/{name}.json); {where}, {result.roofs.threads} "
+             f"threads, torch {machine['torch']}, commit {machine.get('commit')})", "",
+             "| stage | items | median ms (20–80 %) | items/s | bound | of roof | of a round | × baseline (20–80 %) |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for stage in result.stages:
+        versus = [f"{other.name} {other.ratio[1]:.1f} ({other.ratio[0]:.1f}–{other.ratio[2]:.1f})"
+                  for other in stage.baselines if other.ratio]
+        times = stage.times
+        lines.append(f"| {stage.name} | {stage.items:,} {stage.unit} | {times.median_ms:,.4g} ({times.low_ms:,.4g}–"
+                     f"{times.high_ms:,.4g}) | {stage.items_per_second:,.4g} | {stage.bound or '–'} | "
+                     f"{f'{stage.share_of_roof:.0%}' if stage.bound else '–'} | {share(stage)} | "
+                     f"{'; '.join(versus) or '–'} |")
+    lines.append("")
+    if result.whole:
+        lines.append(f"A whole round in one go ({result.whole.content}): {result.whole.times.median_ms / 1e3:,.1f} s; "
+                     f"its stages add up to {result.whole.stage_sum_ms / 1e3:,.1f} s. ")
+    lines += [f"{note} " for note in result.notes]
+    lines += [f"{one.stage} grows with {one.over} ^ {one.exponent:.2f}. " for one in result.growth]
+    lines += [f"Next: {advice(result)}", ""]
+    return "\n".join(lines)
+
+
+def updated(readme: str, content: str) -> str:
+    """A README with new content between its marks. Raises `InputError` where they are missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"README.md lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
+    return f"{before}{BEGIN}\n{content}{END}{after}"
+
+
+def main() -> None:
+    text = README.read_text()
+    new = updated(text, section())
+    if new != text:
+        write_atomic(README, new.encode())
+        print(f"updated {README}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""``meal-gpu bench [CONFIG]``: a whole acquisition round, stage by stage, and in one go."""
+
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+
+from meal_gpu.acquire import acquire
+from meal_gpu.config import Config
+from meal_gpu.engine import initial_patches, learn
+from meal_gpu.experiment import prepare
+from meal_gpu.oracle import SimulatedOracle
+from meal_gpu.timing import StageClock
+
+from .ground import Ground
+from .machine import Roofs, card, measure_roofs
+from .measure import Calibration, Effort, Timer, Timing, interleaved
+from .memory import peak
+from .result import Baseline, Part, Result, Stage, Times, Whole, baseline, shared, stage
+from .stages import Case, cases
+
+SLOW_SECONDS = 4.0
+"""A call that takes longer is timed three times instead of five."""
+
+
+def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 1, compare: bool = True,
+        part: Part = "round", make: Callable[[Ground], list[Case]] = cases) -> Result:
+    """Measure the stages of a round, or those of another part that ``make`` makes.
+
+    Parameters
+    ----------
+    only
+        Names of stages to measure; none: all.
+    whole
+        How many times to measure a whole round in one go.
+    compare
+        Also time the baselines. Ours is compared with theirs in any case.
+
+    Raises
+    ------
+    InputError
+        For bad input, a pool without masks among it.
+    WrongResultError
+        A stage does not compute what its baseline computes.
+    """
+    config = as_benchmarked(config)
+    with tempfile.TemporaryDirectory(prefix="meal-gpu-bench-") as name:
+        folder = Path(name)
+        ground = Ground.of(in_store(config, folder / "store"), folder)
+        found = [case for case in make(ground) if not only or case.name in only]
+        device = ground.experiment.backend.device
+        roofs = measure_roofs(device, ground.experiment.backend.dtype,
+                              [sample.image for sample in ground.experiment.stores.dataset.train[: ground.n]])
+        calibration = Calibration(device)
+        stages = [measured(case, roofs, effort, device, calibration, compare) for case in found]
+        subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
+        total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
+        del ground, found  # the next round needs the memory
+        at_once = whole_round(config, folder, whole, total, device) if whole and not only and part == "round" else None
+    return Result(part=part, subject=subject, settings=settings(config, only), machine=card(), device=device.type,
+                  roofs=roofs, stages=shared(stages), whole=at_once, notes=tuple(notes))
+
+
+def as_benchmarked(config: Config) -> Config:
+    """One seed, MEAL unless MEAL-FT is asked for, entropy: the whole procedure."""
+    strategy = config.query.strategy if config.query.strategy in ("meal", "meal_ft") else "meal"
+    return config.model_copy(update={"seeds": config.seeds[:1], "query": config.query.model_copy(
+        update={"strategy": strategy, "score": "entropy", "oracle": "simulated"})})
+
+
+def in_store(config: Config, store: Path) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
+
+
+def settings(config: Config, only: Collection[str] = ()) -> dict[str, object]:
+    """All that decides what work is done; not where the files are."""
+    content = config.model_dump(mode="json", exclude={"data": {"root", "store"}, "model": {"weights"}})
+    return {**content, "only": sorted(only)}
+
+
+def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, calibration: Calibration,
+             compare: bool = True) -> Stage:
+    """Check a stage against its baselines, then time it and them."""
+    checks = [rival.check(case.name) for rival in case.rivals]
+    with peak(device) as memory:
+        once = Timer(device)(case.run)
+    if once > SLOW_SECONDS:
+        effort = Effort(effort.seconds, min(effort.min_rounds, 3), 3, 0.0)
+    timing = interleaved({case.name: case.run}, effort, device, calibration)[case.name]
+    others: list[Baseline] = []
+    for rival, (error, checked) in zip(case.rivals, checks, strict=True) if compare else ():
+        few = Effort(effort.seconds, min(effort.min_rounds, 3), effort.max_rounds, 0.0)
+        both = interleaved({"ours": rival.ours, "theirs": rival.run}, few, device)
+        others.append(baseline(rival.name, both["ours"], both["theirs"], error, checked, rival.items))
+    return stage(case.name, case.items, case.unit, timing, roofs, case.work, memory, per_round=case.per_round,
+                 baselines=tuple(others), note=case.note)
+
+
+def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, device: torch.device) -> Whole:
+    """From image files to the labels of the first query, with one epoch of training and one evaluation."""
+    short = config.model_copy(update={"train": config.train.model_copy(
+        update={"epochs": 1, "final_epochs": 1, "eval_every": 1})})
+
+    def go(number: int) -> None:
+        experiment = prepare(in_store(short, folder / f"whole-{number}"))
+        pool, clock, seed = experiment.new_pool(), StageClock(device), short.seeds[0]
+        masks = experiment.stores.train.masks
+        assert masks is not None
+        oracle = SimulatedOracle(masks, experiment.grid)
+        asked = initial_patches(experiment, seed)
+        pool.reveal(asked, oracle.label(0, asked))
+        model, _ = learn(experiment, pool, seed, 0, clock)
+        chosen = acquire(experiment, pool, model, seed, 0, clock)
+        pool.reveal(chosen.ids, oracle.label(1, chosen.ids))
+
+    timer = Timer(device)
+    seconds = tuple(timer(lambda number=number: go(number)) for number in range(times))  # type: ignore[misc]
+    return Whole(times=Times.of(Timing(seconds)), stage_sum_ms=stage_sum_ms,
+                 content="ingest, features, an epoch on the initial patches, an evaluation, scoring, selection, reveal")
+
+
+def acquisition(ground: Ground, stages: list[Stage]) -> list[str]:
+    """What scoring the whole pool and selecting costs here and in research code, in one sentence."""
+    def of(name: str) -> tuple[Stage, Baseline] | None:
+        found = next((one for one in stages if one.name == name and one.baselines), None)
+        return (found, found.baselines[0]) if found else None
+
+    scoring, place, seeding = of("scoring"), of("UMAP place"), of("seeding")
+    if scoring is None or seeding is None:
+        return []
+    ours = theirs = 0.0
+    for pair, factor in ((scoring, ground.pool / ground.n), (place, 1), (seeding, 1)):
+        if pair is not None and pair[1].ratio is not None:
+            each = factor * pair[0].times.median_ms
+            ours, theirs = ours + each, theirs + each * pair[1].ratio[1]
+    low, _, high = scoring[1].ratio or (0, 0, 0)
+    return [f"Scoring and selecting in the whole pool: {ours / 1e3:,.1f} s, research code {theirs / 1e3:,.1f} s, "
+            f"{theirs / ours:.1f} times as long (scoring alone {low:.1f} to {high:.1f} times)."]
+
+
+def describe(ground: Ground) -> str:
+    config, grid = ground.config, ground.experiment.grid
+    frozen = "frozen" if ground.frozen else "finetuned"
+    return (f"{config.data.dataset}: {ground.pool:,} images of {grid.height} × {grid.width}, {grid.rows} × {grid.cols} "
+            f"patches each; {frozen} {config.model.backbone}; {config.query.strategy}")

@@ -1,0 +1,159 @@
+"""The benchmark of a round on a tiny pool: stages, baselines, what is found wrong, what is found slower.
+
+One measured round serves most tests: making the pool ready, with its UMAP fit, takes most of the time.
+"""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from meal_gpu import InputError
+from meal_gpu.bench import embed, estimate, ground, kernels, rivals, round, stages, training
+from meal_gpu.bench.compare import compare
+from meal_gpu.bench.machine import Roofs
+from meal_gpu.bench.measure import Calibration, Effort
+from meal_gpu.bench.result import WrongResultError
+from meal_gpu.config import Config
+
+CPU = torch.device("cpu")
+ROOFS = Roofs(1, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispatches=1e5, updates=1e7)
+SHORT = Effort(0.0, 2, 2, 0.0)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    """Eight images of six patches: enough for a query of four among eight candidates, and two training steps."""
+    folder = tmp_path_factory.mktemp("bench")
+    return round.as_benchmarked(tiny_config(folder, **{"data.n_images": 8}))
+
+
+@pytest.fixture(scope="module")
+def made(config, tmp_path_factory) -> ground.Ground:
+    return ground.Ground.of(config, tmp_path_factory.mktemp("measuring"))
+
+
+@pytest.fixture(scope="module")
+def found(made) -> dict[str, stages.Case]:
+    return {case.name: case for case in stages.cases(made)}
+
+
+def timed(case: stages.Case, effort: Effort = SHORT, with_rivals: bool = True):
+    return round.measured(case, ROOFS, effort, CPU, Calibration(CPU), with_rivals)
+
+
+def test_all_stages_of_a_round_are_there(found):
+    assert list(found) == ["ingest", "gather", "features", "vectors", "forward", "patch_entropy", "scoring", "top-k",
+                           "UMAP fit", "UMAP place", "seeding", "reveal", "training step", "evaluation"]
+    once = {name for name, case in found.items() if case.in_whole and not case.per_round}
+    assert once == {"ingest", "features", "vectors", "UMAP fit"}
+    assert found["scoring"].in_whole == found["gather"].in_whole == 0  # other stages contain them
+    assert found["training step"].per_round == 2 * (12 + 4) / 32  # epochs, patches in mid-run, patches of the case
+    assert found["UMAP fit"].work.updates > 1000
+    assert found["ingest"].work.pixels == 8 * (64 * 96 + 64 * 96 / 3)
+
+
+@pytest.mark.parametrize("name", ["gather", "patch_entropy", "forward", "scoring", "top-k", "UMAP place", "seeding",
+                                  "training step", "evaluation"])
+def test_baselines_compute_what_ours_computes(found, name):
+    """On float32 the bounds are tight; where the pool is tiny the seeding is compared loosely by its nature."""
+    assert found[name].rivals
+    for rival in found[name].rivals:
+        assert rival.error() <= rival.bound, rival.name
+        rival.ours()
+
+
+def test_a_stage_is_measured_with_its_roof_memory_and_baselines(found):
+    stage = timed(found["forward"])
+    assert stage.items == 8
+    assert stage.bound == "FLOP"
+    assert stage.roof_ms > 0
+    assert stage.peak.host_bytes > 10**8
+    assert len(stage.times.seconds) == len(stage.times.calibrated) == 2
+    (other,) = stage.baselines
+    assert other.ratio[0] <= other.ratio[1] <= other.ratio[2]
+    assert other.error < 1e-3
+    assert "rms difference" in other.checked
+
+
+def test_a_fast_wrong_result_is_not_timed(monkeypatch, made, found):
+    """A kernel that returns at once, and a network whose weights differ: both are refused before the clock starts."""
+    monkeypatch.setattr(rivals, "patch_entropy", lambda logits, size, cells: torch.ones(len(logits), *cells))
+    called = []
+    with pytest.raises(WrongResultError, match="patch_entropy: the greatest relative difference"):
+        timed(replace(found["patch_entropy"], run=lambda: called.append(0)))
+    assert called == []
+    monkeypatch.setattr(ground, "predict", lambda *args: type("P", (), {"score": torch.zeros(24)}))
+    with pytest.raises(WrongResultError, match="scoring"):
+        timed(found["scoring"])
+
+
+def test_a_sleep_in_one_stage_is_found_and_named(config, found, made):
+    """Two stages of one pool measured twice; the second time one of them sleeps as long as it takes."""
+    effort = Effort(0.4, 7, 30, 0.05)
+
+    def once(sleep: float):
+        def slower() -> None:
+            found["features"].run()
+            time.sleep(sleep)
+
+        both = [timed(replace(found["features"], run=slower), effort, False),
+                timed(found["patch_entropy"], effort, False)]
+        return round.Result(part="round", subject="", settings={}, machine={}, device="cpu", roofs=ROOFS,
+                            stages=tuple(both))
+
+    old = once(0.0)
+    new = once(2 * old.stages[0].times.median_ms / 1e3 + 0.05)
+    assert [verdict.stage for verdict in compare(old, new, 0.1) if verdict.regressed] == ["features"]
+
+
+def test_parts_of_a_round(monkeypatch, made):
+    names = [case.name for case in embed.embed_cases(made)]
+    assert names == ["vectors", "top-k", "UMAP fit", "UMAP place", "seeding"]
+    step, epoch = training.training_cases(made, compile_=False)
+    assert (step.name, step.items, epoch.name, epoch.items) == ("training step", 4, "training epoch", 32)
+    assert epoch.work.flops == 8 * step.work.flops
+
+
+def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
+    monkeypatch.setattr(round, "measure_roofs", lambda *args: ROOFS)
+    monkeypatch.setattr(round.Ground, "of", lambda config, folder: made)
+    monkeypatch.setattr(made, "folder", tmp_path)
+    result = round.run(config, SHORT)
+    assert result.part == "round"
+    assert len(result.stages) == 14
+    assert sum(stage.share_of_round for stage in result.stages) == pytest.approx(1)
+    assert result.whole is not None
+    assert result.whole.stage_sum_ms > 0
+    assert "research code" in result.notes[0]
+    assert result.settings["data"]["image_size"] == [64, 96]
+    assert "root" not in result.settings["data"]
+
+
+def test_a_pool_without_masks_is_refused(make_folder, tmp_path):
+    values = {"dataset": "folder", "root": str(make_folder(size=(64, 96))), "masks": None, "val_images": None,
+              "val_masks": None, "class_names": ["a", "b", "c"], "n_images": 4}
+    with pytest.raises(InputError, match="has no masks"):
+        ground.Ground.of(tiny_config(tmp_path, data=values), tmp_path)
+
+
+def test_the_estimate_is_labelled_and_is_arithmetic(config):
+    """The kernel's figure is the one that kernels/NOTES.md derives: 18 exponentials a pixel at 4.18 T/s."""
+    cityscapes = Config.load("cityscapes", ["data.root=.", "data.image_size=[1024, 2048]"])
+    result = estimate.run(cityscapes, "h100")
+    assert all(row.label == "estimate" for row in result.estimates)
+    assert "ESTIMATE" in result.notes[0]
+    assert result.stages == ()
+    entropy = next(row for row in result.estimates if "entropy" in row.stage)
+    assert entropy.bound == "exp"
+    assert entropy.milliseconds / 2975 * 1e3 == pytest.approx(1024 * 2048 * 18 / (132 * 16 * 1.98e9) * 1e6)
+    with pytest.raises(InputError, match="Allowed: h100"):
+        estimate.run(config, "abacus")
+
+
+def test_kernels_and_round_count_alike(made):
+    """Two ways to the same bytes and exponentials."""
+    case = kernels.Case("", (8, 11, 16, 24), (64, 96), (2, 3))
+    assert replace(made.network.entropy(8), dispatches=0) == case.work()
