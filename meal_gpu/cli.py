@@ -31,6 +31,7 @@ console = Console()
 errors = Console(stderr=True)
 
 CONFIG_HELP = f"A YAML file, or one that ships with meal-gpu: {', '.join(shipped())}."
+SWEEP_HELP = f"A YAML file with axes, or one that ships with meal-gpu: {', '.join(shipped(sweeps=True))}."
 SetOption = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key of the config, for example train.epochs=10. Repeatable.")]
 OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
@@ -62,6 +63,42 @@ def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CO
 
 
 @app.command()
+def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=SWEEP_HELP)] = None,
+          out: Annotated[Path | None, typer.Option(help="Directory of the sweep; default runs/<its name>.")] = None,
+          set_: SetOption = None,
+          only: Annotated[list[str] | None, typer.Option(
+              metavar="PATTERN", help="Only the runs of fitting names, for example '*-seed-0'. Repeatable.")] = None,
+          workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes on this machine.")] = None,
+          scheduler: Annotated[str | None, typer.Option(
+              metavar="ADDRESS", help="A Dask scheduler that runs already, for example tcp://node1:8786.")] = None,
+          cuda: Annotated[bool, typer.Option("--cuda", help="One worker per GPU of this machine.")] = False,
+          resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the sweep in DIR.")] = None,
+          ) -> None:
+    """Run every combination of a sweep's values, on Dask. Called again, it does what is missing."""
+    from .sweepfile import load_points, read_points
+
+    if (config is None) == (resume is None):
+        raise InputError("Give a CONFIG to start a sweep, or --resume DIR to go on with one (one of the two).")
+    if resume is not None and (out is not None or set_ or only):
+        raise InputError("--resume goes on with a sweep as it is: give it without --out, --set and --only.")
+    if config is not None:
+        points, directory = load_points(config, set_, only), out or Path("runs") / Path(config).stem
+    else:
+        assert resume is not None
+        points, directory = read_points(resume), resume
+    from .report import load_sweep, print_table
+    from .sweep import sweep as run_all
+
+    console.print(f"[bold]{config or resume}[/]: {len(points)} runs → {directory}", highlight=False, soft_wrap=True)
+    try:
+        run_all(points, directory, console, workers, scheduler, cuda)
+    except KeyboardInterrupt:
+        raise Interrupted(f" Finished rounds are kept; go on with: meal-gpu sweep --resume {directory}") from None
+    print_table(load_sweep(directory), console)
+    _say_where(directory / "report.html")
+
+
+@app.command()
 def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)], set_: SetOption = None,
            verify: Annotated[bool, typer.Option("--verify", help="Also read the stores, compare checksums.")] = False,
            ) -> None:
@@ -82,13 +119,14 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of runs, or of sweeps.")],
            out: Annotated[Path | None, typer.Option(help="Where to; default report.html in the first DIR.")] = None,
            ) -> None:
     """Summarise runs: a table here, and report.html with curves, queries and times."""
-    from .report import load_run, print_table, write_report
+    from .report import load_run, load_sweep, print_table, write_report
 
-    loaded = [load_run(directory) for directory in runs]
+    loaded = [run for directory in runs for run in (
+        load_sweep(directory) if (directory / "sweep.yaml").is_file() else [load_run(directory)])]
     print_table(loaded, console)
     _say_where(write_report(loaded, out or runs[0] / "report.html"))
 

@@ -195,9 +195,9 @@ class Config(Section):
 
         Raises `InputError` for an unknown file or key, a wrong type, a value out of range, an impossible combination.
         """
-        values = dict(source) if isinstance(source, dict) else _read(Path(source))
+        values = dict(source) if isinstance(source, dict) else read_yaml(Path(source))
         for override in overrides or []:
-            _apply(values, override)
+            put(values, *parse_override(override), given=f"--set {override}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -209,26 +209,43 @@ class Config(Section):
         """The fully resolved configuration as YAML; `load` of it gives an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
+    def flat(self) -> dict[str, Any]:
+        """Every key by its full name, such as ``train.epochs``, with its value as in YAML."""
+        keys: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            inside = {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {}
+            keys |= inside or {name: value}
+        return keys
 
-def shipped() -> list[str]:
-    """Names of the configs that come with meal-gpu."""
+
+MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
+                "model.cache_features")
+"""What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
+
+
+def shipped(sweeps: bool = False) -> list[str]:
+    """Names of the configs, or of the sweeps, that come with meal-gpu. A sweep is a file with ``axes``."""
     return sorted(entry.name.removesuffix(".yaml") for entry in files("meal_gpu.configs").iterdir()
-                  if entry.name.endswith(".yaml"))
+                  if entry.name.endswith(".yaml") and ("\naxes:" in entry.read_text("utf-8")) == sweeps)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    text = None
+def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
+    """The keys of a YAML file, or of a config (a sweep) that ships with meal-gpu.
+
+    Raises `InputError` where there is none, it cannot be read, or it is a sweep and a config is wanted, or the reverse.
+    """
+    text, kind = None, "sweep" if sweeps else "config"
     if path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The config file {path} cannot be read: {error}. Give a text file in UTF-8.") from None
-    elif path.name.removesuffix(".yaml") in shipped():
+    elif path.name.removesuffix(".yaml") in (*shipped(), *shipped(sweeps=True)):
         # `configs/camvid.yaml` and `camvid` work from any directory.
         text = (files("meal_gpu.configs") / f"{path.name.removesuffix('.yaml')}.yaml").read_text("utf-8")
     if text is None:
-        raise InputError(f"No config file '{path}', and no shipped config of that name. Shipped: "
-                         f"{', '.join(shipped())}.{did_you_mean(path.stem, shipped())}")
+        raise InputError(f"No {kind} file '{path}', and no shipped {kind} of that name. Shipped: "
+                         f"{', '.join(shipped(sweeps))}.{did_you_mean(path.stem, shipped(sweeps))}")
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
@@ -237,22 +254,32 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"{path} holds {type(values).__name__}, not keys: see configs/camvid.yaml for the form.")
+    if "axes" in values and not sweeps:
+        raise InputError(f"{path} is a sweep (it has 'axes'), not the config of one run: meal-gpu sweep {path}")
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """Key and value of ``a.b=c``. Raises `InputError` where it is not one."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set {override}: give key=value, for example --set train.epochs=10.")
     try:
-        value = yaml.safe_load(text)
+        return key, yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
         raise InputError(f"--set {override}: '{text}' is not a YAML value.") from None
+
+
+def put(values: dict[str, Any], key: str, value: Any, given: str) -> None:
+    """Set ``a.b`` in nested keys, copying what is shared.
+
+    Raises `InputError`, beginning with ``given``, where ``a`` has no keys below it.
+    """
     *sections, last = key.split(".")
     for section in sections:
         child = values.get(section, {})
         if not isinstance(child, dict):
-            raise InputError(f"--set {override}: {section} is {child!r} and has no keys below it.")
+            raise InputError(f"{given}: {section} is {child!r} and has no keys below it.")
         values[section] = dict(child)
         values = values[section]
     values[last] = value

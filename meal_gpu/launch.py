@@ -3,6 +3,9 @@
 import errno
 import fcntl
 import json
+import os
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from .backend import machine
-from .config import Config
+from .config import MACHINE_KEYS, Config
 from .engine import run_seed
 from .errors import InputError
 from .experiment import Experiment, prepare
 from .files import write_atomic
 from .oracle import Oracle, PeopleOracle, SimulatedOracle
-from .records import Record
+from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
+UNFINISHED = (".lock", "environment.json", ".environment.json.", ".config.yaml.")
+"""How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
+
 Observer = Callable[[int, Record], None]
 """Called with the seed and the record of every round, finished ones of a resumed run included."""
-
-MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
-                "model.cache_features")
-"""What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 
 def run(config: Config, out: str | Path | None = None, progress: Progress = no_progress,
@@ -53,13 +55,64 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
     if (directory / "config.yaml").exists():
         raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
                          "Or give another --out.")
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and not all(entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
         raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
     with _explained(directory):
         experiment = prepare(config, progress)
-        write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
-        write_atomic(directory / "config.yaml", config.dump().encode())
-        return _run(experiment, directory, observe)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory):
+            if (directory / "config.yaml").exists():
+                raise InputError(f"Another process has just started a run in {directory}: give another --out.")
+            _begin(experiment, directory)
+            return _run(experiment, directory, observe)
+
+
+def run_or_resume(config: Config, directory: str | Path, progress: Progress = no_progress,
+                  observe: Observer = lambda seed, record: None, wait_s: float = 0) -> Path:
+    """Start the run of ``config`` in ``directory``, or go on with it from wherever it was killed; a sweep's `run`.
+
+    Unlike `run` it takes a directory as a kill may leave it, and unlike `resume` it repeats nothing for a finished run.
+
+    Parameters
+    ----------
+    wait_s
+        Seconds to wait while another process, perhaps one that is being stopped, holds the directory.
+
+    Raises
+    ------
+    InputError
+        As `run` does, and where the directory holds a run of another config (`MACHINE_KEYS` may differ).
+    """
+    directory = Path(directory)
+    with _explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory, wait_s):
+            begun = (directory / "config.yaml").is_file()
+            if begun:
+                check_same_run(directory, config)
+            if begun and finished(directory, config):
+                write_report([load_run(directory)], directory / "report.html")
+                return directory
+            experiment = prepare(config, progress)
+            if begun:
+                _note_machine(directory, environment(experiment))
+            else:
+                _begin(experiment, directory)
+            return _run(experiment, directory, observe)
+
+
+def finished(directory: Path, config: Config) -> bool:
+    """Whether every seed of a run has all of its rounds."""
+    return all(len(read_rounds(directory / f"seed-{seed}")) > config.query.rounds for seed in config.seeds)
+
+
+def check_same_run(directory: Path, config: Config) -> None:
+    """Raise `InputError` where the run in ``directory`` was made with another config, `MACHINE_KEYS` apart."""
+    held, asked = Config.load(directory / "config.yaml").flat(), config.flat()
+    for key in held:
+        if held[key] != asked[key] and key not in MACHINE_KEYS:
+            raise InputError(f"{directory} holds a run with {key}: {held[key]}, and {asked[key]} is asked for now. Use "
+                             f"another --out, or move {directory} away.")
 
 
 def resume(directory: str | Path, overrides: list[str] | None = None, progress: Progress = no_progress,
@@ -72,8 +125,9 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
     config = load_resumed(directory, overrides)
     with _explained(directory):
         experiment = prepare(config, progress)
-        _note_machine(directory, environment(experiment))
-        return _run(experiment, directory, observe)
+        with _alone(directory):
+            _note_machine(directory, environment(experiment))
+            return _run(experiment, directory, observe)
 
 
 def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
@@ -114,13 +168,18 @@ def default_directory(config: Config) -> Path:
     return Path("runs") / f"{config.data.dataset}-{config.query.strategy}{backbone}-{stamp}"
 
 
+def _begin(experiment: Experiment, directory: Path) -> None:
+    """Make a directory a run's. ``config.yaml`` is what makes it one, so it comes last."""
+    write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
+    write_atomic(directory / "config.yaml", experiment.config.dump().encode())
+
+
 def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
-    with _alone(directory):
-        for seed in experiment.config.seeds:
-            folder = directory / f"seed-{seed}"
-            folder.mkdir(exist_ok=True)
-            run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed))
-        write_report([load_run(directory)], directory / "report.html")
+    for seed in experiment.config.seeds:
+        folder = directory / f"seed-{seed}"
+        folder.mkdir(exist_ok=True)
+        run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed))
+    write_report([load_run(directory)], directory / "report.html")
     return directory
 
 
@@ -143,13 +202,24 @@ def _note_machine(directory: Path, now: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Two processes in one run directory would interleave their rounds."""
-    with (directory / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"Another process is running in {directory}: wait for it, or stop it first.") from None
+def _alone(directory: Path, wait_s: float = 0) -> Iterator[None]:
+    """Two processes in one run directory would interleave their rounds. The kernel frees the lock when one dies."""
+    give_up = time.monotonic() + wait_s
+    with (directory / ".lock").open("a+") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= give_up:
+                    stream.seek(0)
+                    who = stream.read().strip()
+                    raise InputError(f"Another process is running in {directory}{f' ({who})' if who else ''}: wait for "
+                                     "it, or stop it first.") from None
+                time.sleep(0.2)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
         yield
 
 

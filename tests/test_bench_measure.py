@@ -58,7 +58,7 @@ def test_calibration_stands_beside_every_sample(monkeypatch):
     calibration = Calibration(CPU)
     assert calibration.seconds(0.01) > 1e-5
     monkeypatch.setattr(calibration, "seconds", lambda beside: next(answers))
-    monkeypatch.setattr(measure, "_stood_ready", lambda: {})  # nobody else is on the machine
+    monkeypatch.setattr(measure, "_stood_ready", dict)  # nobody else is on the machine
     timing = interleaved({"a": slow}, Effort(0.0, 3, 3, 0.0), calibration=calibration)["a"]
     assert [seconds / 0.003 for seconds in timing.seconds] == pytest.approx(timing.calibrated)
 

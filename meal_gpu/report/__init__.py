@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import write_atomic
-from .runs import Run, load_run
+from .runs import Run, load_run, load_sweep
 from .summary import Spread, Summary, labels, notes, print_table, spread, summarise
 
-__all__ = ["Run", "Spread", "Summary", "labels", "load_run", "notes", "print_table", "spread", "summarise",
-           "write_report"]
+__all__ = ["Run", "Spread", "Summary", "labels", "load_run", "load_sweep", "notes", "print_table", "spread",
+           "summarise", "write_report"]
 
 
 def write_report(runs: Sequence[Run], out: str | Path) -> Path:

@@ -4,8 +4,8 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,8 +13,9 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from ..config import Config
+from ..config import MACHINE_KEYS, Config
 from ..errors import InputError
+from ..sweepfile import read_points
 from .paper import Reference, reference
 
 T = TypeVar("T")
@@ -103,6 +104,8 @@ class Run:
     dataset: Dataset
     seeds: list[Seed]
     """Only seeds with at least one finished round."""
+    sweep: Path | None = None
+    """The sweep's directory, where this is one of its runs, or several that differ in their seeds alone."""
 
     @property
     def supervised(self) -> bool:
@@ -134,6 +137,8 @@ class Run:
 
     @property
     def resume_command(self) -> str:
+        if self.sweep is not None:
+            return f"meal-gpu sweep --resume {shlex.quote(str(self.sweep))}"
         return _resume_command(self.path)
 
     @property
@@ -177,6 +182,29 @@ def load_run(path: str | Path) -> Run:
         raise InputError(f"'{path}' holds no finished round yet, so there is nothing to report. Finish one with: "
                          f"{_resume_command(path)}")
     return Run(path, config, environment, facts.dataset, seeds)
+
+
+def load_sweep(directory: str | Path) -> list[Run]:
+    """The runs of a sweep that have a finished round, those that differ in their seeds alone as one run.
+
+    Raises `InputError` where there is no sweep, or a run is damaged.
+    """
+    directory = Path(directory)
+    groups: dict[str, list[Run]] = {}
+    for point in read_points(directory):
+        if any((directory / point.name).glob("seed-*/rounds.jsonl")):
+            run = load_run(directory / point.name)
+            keys = {key: value for key, value in run.config.flat().items() if key not in (*MACHINE_KEYS, "seeds")}
+            groups.setdefault(json.dumps([keys, run.dataset.model_dump()]), []).append(run)
+    return [_merged(runs, directory) for runs in groups.values()]
+
+
+def _merged(runs: Sequence[Run], directory: Path) -> Run:
+    seeds = sorted((seed for run in runs for seed in run.seeds), key=lambda seed: seed.seed)
+    asked = sorted({seed for run in runs for seed in run.config.seeds})
+    name = runs[0].path.name if len(runs) == 1 else re.sub(r"seed-\d+", "seed-*", runs[0].path.name)
+    return replace(runs[0], path=directory / name, config=runs[0].config.model_copy(update={"seeds": asked}),
+                   seeds=seeds, sweep=directory)
 
 
 def _resume_command(path: Path) -> str:

@@ -1,0 +1,250 @@
+"""Dask: where the workers of many runs come from, and a run as one of their tasks. The one file that imports Dask.
+
+Dask restarts a worker that died (its nanny does) or that was silent for ``distributed.scheduler.worker-ttl``, and gives
+its tasks to others. What is added here is only what it cannot know: that a run is to have its process to itself, that
+it goes on from its finished rounds, and that it stops when nobody waits for it any more. That no two processes write
+into one run is up to the lock of the run's directory (`launch.run_or_resume`), not to what Dask believes of a worker.
+"""
+
+import logging
+import os
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+COMMON: dict[str, Any] = {
+    "dashboard_address": "127.0.0.1:8787",  # another port where this one is taken
+    "memory_limit": 0,  # none: Dask would kill a worker for the pages of a store that it has mapped
+    "silence_logs": logging.CRITICAL,  # in the workers
+    "preload": "meal_gpu.cluster",  # `dask_setup`
+}
+WAIT_S = 120.0
+"""A task waits so long for a directory whose last process is being stopped."""
+LIVES = 4
+"""A run is given up when its workers die so often without a finished round between."""
+CONNECT_S = 10.0
+TICK_S = 0.5
+"""Between two reports of progress by one run."""
+
+Event = dict[str, Any]
+"""What a run tells: ``point``, ``worker``, and ``round`` with a finished one's numbers, or ``stage, done, total``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, as it is sent to a worker."""
+
+    name: str
+    directory: str
+    config: str
+    """YAML."""
+
+
+class Unwanted(Exception):  # noqa: N818
+    """Nobody waits for this run any more; it stops, and its finished rounds are kept."""
+
+
+@contextmanager
+def local(n_workers: int, threads: int) -> "Iterator[Client]":
+    """Workers on this machine, each a process that runs one point at a time with so many threads."""
+    distributed = _dask("distributed", "dask")
+    with (_quiet(), _spawning(threads), distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1,
+                                                                 processes=True, **COMMON) as cluster,
+          distributed.Client(cluster) as client):
+        yield client
+
+
+@contextmanager
+def cuda(threads: int) -> "Iterator[Client]":
+    """One worker per GPU of this machine. Raises `InputError` where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("--cuda: no CUDA device is usable here (see meal-gpu info). Leave --cuda out to use the CPU.")
+    distributed, dask_cuda = _dask("distributed", "dask"), _dask("dask_cuda", "dask-cuda")
+    with (_quiet(), _spawning(threads), dask_cuda.LocalCUDACluster(threads_per_worker=1, **COMMON) as cluster,
+          distributed.Client(cluster) as client):
+        yield client
+
+
+@contextmanager
+def connected(address: str) -> "Iterator[Client]":
+    """The workers of a scheduler that runs already; they must see the same directories as this machine."""
+    distributed = _dask("distributed", "dask")
+    try:
+        client = distributed.Client(address, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise InputError(f"No Dask scheduler answers at {address} ({' '.join(str(error).split())}). Start one with: "
+                         "dask scheduler, and workers with: dask worker ADDRESS --nthreads 1 --nworkers N") from None
+    with _quiet(), client:
+        for worker, facts in client.scheduler_info(n_workers=-1)["workers"].items():
+            if facts["nthreads"] != 1:
+                raise InputError(_too_wide(worker, facts["nthreads"]))
+        yield client
+
+
+def run_jobs(client: "Client", jobs: Sequence[Job],
+             notice: Callable[[Event], None]) -> Iterator[tuple[str, str | None]]:
+    """Run all jobs, one per worker at a time; yields (name, None or why it failed) as they end.
+
+    ``notice`` is called, in another thread, with what the runs tell as they go. Raises `InputError` when the scheduler
+    is lost.
+    """
+    distributed = _dask("distributed", "dask")
+    topic = f"meal-gpu-{uuid.uuid4().hex}"
+    starts = dict.fromkeys((job.name for job in jobs), 0)
+
+    def heard(event: tuple[float, Event]) -> None:
+        told = event[1]
+        if told.get("started"):
+            starts[told["point"]] += 1
+        elif "round" in told:
+            starts[told["point"]] = 0
+        notice(told)
+
+    def submit(job: Job) -> Any:
+        # A key of its own for every attempt: an earlier client's task of that name may still be there.
+        return client.submit(run_job, topic, job, key=f"{job.name}-{uuid.uuid4().hex}", pure=False)
+
+    client.subscribe_topic(topic, heard)
+    waiting = {future: job for job, future in ((job, submit(job)) for job in jobs)}
+    ended = distributed.as_completed(list(waiting))
+    try:
+        for future in ended:
+            job = waiting.pop(future)
+            if future.cancelled():
+                raise InputError(f"The connection to the scheduler {client.scheduler.address} is lost. All finished "
+                                 "rounds are kept: run the same command again to go on.")
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, distributed.KilledWorker):
+                # Dask counts every task that was assigned to a dead worker, even those that had not begun there.
+                if starts[job.name] < LIVES:
+                    again = submit(job)
+                    waiting[again] = job
+                    ended.add(again)
+                else:
+                    yield job.name, (f"its worker died {starts[job.name]} times without finishing a round; the system "
+                                     "may have killed it for its memory: use fewer workers")
+            elif error is not None:  # it could not even be loaded there
+                yield job.name, f"{type(error).__name__}: {error}"
+            else:
+                yield job.name, future.result()
+    finally:
+        if client.status == "running":
+            client.cancel(list(waiting), force=True)
+
+
+def run_job(topic: str, job: Job) -> str | None:
+    """The task: a run from wherever it is to its end, in a worker. Returns None, or why it failed."""
+    from distributed import get_worker
+
+    from .config import Config
+    from .launch import run_or_resume
+    from .records import Record
+
+    worker = get_worker()
+    key, name = worker.get_current_task(), job.name
+    if worker.state.nthreads != 1:
+        return _too_wide(worker.address, worker.state.nthreads)
+
+    def tell(**what: Any) -> None:
+        worker.log_event(topic, {"point": name, "worker": worker.address, **what})
+
+    last = ("", 0.0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        task = worker.state.tasks.get(key)
+        if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
+            raise Unwanted(name)  # cancelled, or the scheduler is lost: Dask does not interrupt a thread
+        if stage != last[0] or time.monotonic() - last[1] > TICK_S:
+            last = stage, time.monotonic()
+            tell(stage=stage, done=done, total=total)
+
+    def observe(seed: int, record: Record) -> None:
+        tell(seed=seed, round=record["round"], miou=record["miou"], n_labelled=record["n_labelled"])
+
+    tell(started=True)
+    directory = Path(job.directory)
+    try:
+        import yaml
+
+        run_or_resume(Config.load(yaml.safe_load(job.config)), directory, progress, observe, WAIT_S)
+    except InputError as error:
+        return str(error)
+    except Unwanted:
+        raise
+    except Exception as error:
+        file = directory / "error.txt"
+        file.write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {error} (see {file})"
+    return None
+
+
+def dask_setup(worker: Any) -> None:
+    """Ctrl-C in a terminal reaches workers too: leave it to the process that started them, which stops them."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _too_wide(worker: str, threads: int) -> str:
+    return (f"The worker {worker} runs {threads} tasks at once, and a run needs its process to itself. Start workers "
+            "with: dask worker ADDRESS --nthreads 1 --nworkers N")
+
+
+def _dask(module: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != module:
+            raise
+        raise InputError(f"{module} is not installed, and this runs on it: pip install 'meal-gpu[{extra}]'") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Dask's log tells of lost workers and of every connection; what matters of it is on the board."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # it takes another
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _spawning(threads: int) -> Iterator[None]:
+    """Thread counts for the workers' processes, there before anything is imported in them.
+
+    Dask sets these in this process when it starts a worker, and its own default is one thread for each.
+    """
+    import dask.config
+
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = dict(os.environ)
+    try:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, threads)}):
+            yield
+    finally:
+        for name in {*names, "PYTHONHASHSEED"}:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)

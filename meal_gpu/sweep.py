@@ -1,0 +1,141 @@
+"""Many runs: every point of a sweep in its own directory, on the workers of Dask, and one report of all.
+
+The directory holds ``sweep.yaml`` (the points, every config in full), one run directory per point, and
+``report.html``. What is finished stays as it is; everything else goes on from its last finished round.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from . import cluster
+from .backend import resolve
+from .board import Board
+from .config import Config, DataConfig
+from .datasets import Dataset, open_dataset
+from .errors import InputError
+from .experiment import _check_budget, _check_oracle
+from .files import write_atomic
+from .launch import check_same_run, finished
+from .report import load_sweep, write_report
+from .select import find_strategy
+from .sweepfile import FILE, Point, dump_points, read_points
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+def sweep(points: Sequence[Point], directory: str | Path, console: Console, workers: int | None = None,
+          scheduler: str | None = None, cuda: bool = False) -> Path:
+    """Run what is missing of ``points`` and write the report.
+
+    Parameters
+    ----------
+    workers
+        Processes on this machine; default one per four cores, at most one per run.
+    scheduler
+        Address of a Dask scheduler, instead. Its workers must see ``directory`` and the data under the same paths.
+    cuda
+        One worker per GPU of this machine, instead.
+
+    Returns
+    -------
+    The report's file.
+
+    Raises
+    ------
+    InputError
+        Before anything starts: for a point that cannot run, or a directory that holds other points of these names. In
+        the end: when runs failed, naming each with its reason. When the scheduler is lost.
+    """
+    directory = Path(directory).absolute()
+    check(points, directory, data_here=scheduler is None)
+    missing = [point for point in points if not _is_done(directory / point.name, point.config)]
+    write_atomic(directory / FILE, dump_points(_with_earlier(points, directory)).encode())
+    failures: dict[str, str] = {}
+    if missing:
+        place, slots = _workers(len(missing), workers, scheduler, cuda)
+        with place as client:
+            failures = _run(client, missing, directory, console, slots, f"{len(points) - len(missing)} were finished. "
+                            if len(missing) < len(points) else "")
+    report = directory / "report.html"
+    runs = load_sweep(directory)
+    if runs:
+        write_report(runs, report)
+    if failures:
+        listed = "\n".join(f"  {name}: {why}" for name, why in failures.items())
+        raise InputError(f"{len(failures)} of {len(points)} runs failed, the others are finished:\n{listed}\n"
+                         "When the reason is gone, the same command runs these again.")
+    return report
+
+
+def check(points: Sequence[Point], directory: Path, data_here: bool = True) -> None:
+    """Raise `InputError` for the first point that could not run. ``data_here``: its data can be looked at as well."""
+    opened: dict[DataConfig, Dataset] = {}
+    for point in points:
+        try:
+            find_strategy(point.config.query.strategy)
+            if point.config.query.oracle == "people":
+                raise InputError("query.oracle is 'people': a sweep cannot wait for labels. Use meal-gpu run for it.")
+            if (directory / point.name / "config.yaml").is_file():
+                check_same_run(directory / point.name, point.config)
+            if data_here:
+                key = point.config.data
+                opened[key] = opened.get(key) or open_dataset(key)
+                _check_budget(point.config, len(opened[key].train))
+                _check_oracle(point.config, opened[key])
+                resolve(point.config)
+        except InputError as error:
+            raise InputError(f"Point {point.name}: {error}") from None
+
+
+def _run(client: "Client", missing: Sequence[Point], directory: Path, console: Console, slots: int | None,
+         before: str) -> dict[str, str]:
+    """Failed points and why."""
+    console.print(f"{before}{len(missing)} runs to do. Dask's dashboard: {client.dashboard_link}", highlight=False,
+                  soft_wrap=True)
+    jobs = []
+    for point in missing:
+        config = point.config
+        if slots is not None and config.data.budget_gb is None:  # each would take half of what is free now
+            share = round(resolve(config).budget_bytes / slots / 1e9, 3)
+            config = config.model_copy(update={"data": config.data.model_copy(update={"budget_gb": share})})
+        jobs.append(cluster.Job(point.name, str(directory / point.name), config.dump()))
+    shape = [(point.name, len(point.config.seeds), point.config.query.rounds + 1) for point in missing]
+    failures = {}
+    with Board(console, shape, directory.name) as board:
+        for name, failure in cluster.run_jobs(client, jobs, board.notice):
+            board.end(name, failure)
+            if failure:
+                failures[name] = failure
+    return failures
+
+
+def _workers(runs: int, workers: int | None, scheduler: str | None,
+             cuda: bool) -> tuple["AbstractContextManager[Client]", int | None]:
+    """Where the runs go, and how many share this machine's memory (None: no telling)."""
+    if (workers is not None) + (scheduler is not None) + cuda > 1:
+        raise InputError("--workers, --scheduler and --cuda say where the runs go: give one of them.")
+    threads = torch.get_num_threads()  # what one process would use here: all cores, or OMP_NUM_THREADS
+    if scheduler is not None:
+        return cluster.connected(scheduler), None
+    if cuda:
+        return cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)), None
+    # Threads decide how sums are split: they may not depend on how many runs are left.
+    wanted = workers or max(threads // 4, 1)
+    return cluster.local(min(wanted, runs), max(threads // wanted, 1)), min(wanted, runs)
+
+
+def _is_done(directory: Path, config: Config) -> bool:
+    return (directory / "report.html").is_file() and finished(directory, config)
+
+
+def _with_earlier(points: Sequence[Point], directory: Path) -> list[Point]:
+    """These points, and those that the directory has runs of from earlier sweeps."""
+    names = {point.name for point in points}
+    earlier = read_points(directory) if (directory / FILE).is_file() else []
+    return [*points, *(point for point in earlier if point.name not in names)]
