@@ -86,7 +86,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
     else:
         assert resume is not None
         points, directory = read_points(resume), resume
-    from .report import load_sweep, print_table
+    from .report import load_sweep, print_tables
     from .sweep import sweep as run_all
 
     console.print(f"[bold]{config or resume}[/]: {len(points)} runs → {directory}", highlight=False, soft_wrap=True)
@@ -94,7 +94,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
         run_all(points, directory, console, workers, scheduler, cuda)
     except KeyboardInterrupt:
         raise Interrupted(f" Finished rounds are kept; go on with: meal-gpu sweep --resume {directory}") from None
-    print_table(load_sweep(directory), console)
+    print_tables(load_sweep(directory), console)
     _say_where(directory / "report.html")
 
 
@@ -123,11 +123,10 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Di
            out: Annotated[Path | None, typer.Option(help="Where to; default report.html in the first DIR.")] = None,
            ) -> None:
     """Summarise runs: a table here, and report.html with curves, queries and times."""
-    from .report import load_run, load_sweep, print_table, write_report
+    from .report import load_runs, print_tables, write_report
 
-    loaded = [run for directory in runs for run in (
-        load_sweep(directory) if (directory / "sweep.yaml").is_file() else [load_run(directory)])]
-    print_table(loaded, console)
+    loaded = load_runs(runs)
+    print_tables(loaded, console)
     _say_where(write_report(loaded, out or runs[0] / "report.html"))
 
 

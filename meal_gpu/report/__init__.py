@@ -1,19 +1,29 @@
 """Reports: runs read from their directories, summed up in a table, and drawn on one self-contained page.
 
 Inside: `runs` reads, `paper` holds Table 1, `summary` counts; `page` puts together what `figures`, `planes`,
-`pictures`, `tables`, `words` and `style` draw and say.
+`pictures`, `table1`, `tables`, `words` and `style` draw and say.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from ..errors import InputError
 from ..files import write_atomic
-from .runs import Run, load_run, load_sweep
+from .runs import Run, load_run, load_runs, load_sweep
 from .summary import Spread, Summary, labels, notes, print_table, spread, summarise
 
-__all__ = ["Run", "Spread", "Summary", "labels", "load_run", "load_sweep", "notes", "print_table", "spread",
-           "summarise", "write_report"]
+__all__ = ["Run", "Spread", "Summary", "labels", "load_run", "load_runs", "load_sweep", "notes", "print_table",
+           "print_tables", "spread", "summarise", "write_report"]
+
+
+def print_tables(runs: Sequence[Run], console: Console) -> None:
+    """Print the summary, and the paper's Table 1 where these runs fill more than one of its cells."""
+    from .table1 import print_table1  # bokeh takes a second to import
+
+    print_table(runs, console)
+    print_table1(runs, console)
 
 
 def write_report(runs: Sequence[Run], out: str | Path) -> Path:
@@ -21,7 +31,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
 
     The file appears complete or not at all. Raises `InputError` where it cannot be written.
     """
-    from .page import page  # bokeh takes a second to import: only who writes a page waits for it
+    from .page import page  # as above
 
     out = Path(out)
     if out.is_dir():

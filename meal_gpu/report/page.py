@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bokeh.resources import Resources
 
-from . import pictures
+from . import pictures, table1
 from .figures import Figures, colours, curves
 from .planes import planes
 from .runs import Run, Seed
@@ -71,6 +71,10 @@ def _overview(runs: Sequence[Run], names: Sequence[str], tints: Sequence[str],
     remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(runs))
     html = _section("numbers", "Result", f'{numbers}<ul class="notes">{remarks}</ul>')
     links = [("numbers", "Result"), ("curve", "Curve")]
+    beside = table1.html(runs, figures)
+    if beside:
+        html += _section("table-1", "The paper’s Table 1", beside)
+        links.insert(1, ("table-1", "Table 1"))
     groups = [(one, [i for i, run in enumerate(runs) if data_set(run) == one])
               for one in dict.fromkeys(map(data_set, runs))]  # mIoU on different data sets may not share an axis
     charts = "".join(_headed(one, groups, curves([runs[i] for i in chosen], [names[i] for i in chosen],

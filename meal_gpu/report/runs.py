@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from ..config import MACHINE_KEYS, Config
 from ..errors import InputError
-from ..sweepfile import read_points
+from ..sweepfile import FILE, read_points
 from .paper import Reference, reference
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class Run:
     @property
     def resume_command(self) -> str:
         if self.sweep is not None:
-            return f"meal-gpu sweep --resume {shlex.quote(str(self.sweep))}"
+            return sweep_command(self.sweep)
         return _resume_command(self.path)
 
     @property
@@ -192,11 +192,40 @@ def load_sweep(directory: str | Path) -> list[Run]:
     directory = Path(directory)
     groups: dict[str, list[Run]] = {}
     for point in read_points(directory):
-        if any((directory / point.name).glob("seed-*/rounds.jsonl")):
+        if _begun(directory / point.name):
             run = load_run(directory / point.name)
             keys = {key: value for key, value in run.config.flat().items() if key not in (*MACHINE_KEYS, "seeds")}
             groups.setdefault(json.dumps([keys, run.dataset.model_dump()]), []).append(run)
     return [_merged(runs, directory) for runs in groups.values()]
+
+
+def load_runs(directories: Sequence[Path]) -> list[Run]:
+    """The runs in directories of runs and of sweeps. Raises `InputError` as `load_run` and `load_sweep` do."""
+    runs = []
+    for directory in directories:
+        if not (directory / FILE).is_file():
+            runs.append(load_run(directory))
+            continue
+        found = load_sweep(directory)
+        if not found:
+            raise InputError(f"No run of the sweep '{directory}' has finished a round yet. Go on with it: "
+                             f"{sweep_command(directory)}")
+        runs += found
+    return runs
+
+
+def not_begun(directory: Path) -> list[str]:
+    """Names of a sweep's runs without a finished round."""
+    return [point.name for point in read_points(directory) if not _begun(directory / point.name)]
+
+
+def sweep_command(directory: Path) -> str:
+    """What goes on with a sweep."""
+    return f"meal-gpu sweep --resume {shlex.quote(str(directory))}"
+
+
+def _begun(run: Path) -> bool:
+    return any(b"\n" in file.read_bytes() for file in run.glob("seed-*/rounds.jsonl"))
 
 
 def _merged(runs: Sequence[Run], directory: Path) -> Run:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .runs import Run
+from .runs import Run, not_begun, sweep_command
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,16 @@ def labels(runs: Sequence[Run]) -> list[str]:
     names = [
         [run.title for run in runs],
         [f"{run.title}, {run.backbone}" for run in runs],
+        [f"{run.title}, {run.backbone}, {_initial(run)}" for run in runs],
         [f"{run.title}, {run.path.resolve().name}" for run in runs],
         [f"{run.title}, {run.path.resolve().parent.name}/{run.path.resolve().name}" for run in runs],
     ]
     return next((given for given in names if len(set(given)) == len(given)), names[-1])
+
+
+def _initial(run: Run) -> str:
+    n = run.config.query.n_initial_images
+    return f"{n} images at first" if n else "all images"
 
 
 def summarise(runs: Sequence[Run]) -> list[Summary]:
@@ -142,6 +148,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
                      "epoch is given beside it.")
     if any(len(run.at(run.rounds_done - 1)) > 1 for run in runs):
         found.append("± is the sample standard deviation over seeds (n - 1).")
+    for directory in dict.fromkeys(run.sweep for run in runs if run.sweep):
+        missing = not_begun(directory)
+        if missing:
+            found.append(f"{len(missing)} runs of the sweep {directory} have no finished round yet, such as "
+                         f"{missing[0]}; go on with: {sweep_command(directory)}")
     for run, label in zip(runs, labels(runs), strict=True):
         if not run.dataset.n_val_images:
             found.append(f"{label} has no validation images, so there is no mIoU.")
