@@ -85,7 +85,8 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
         assert vectors is not None
         _check_finite(seen, experiment, k)
         with clock.stage("embed"):
-            return remember(candidates, fit(vectors[candidates], config.umap, derive(seed, k, "umap") % 2**32).points)
+            alone = fit(vectors[candidates], config.umap, derive(seed, k, "umap") % 2**32, experiment.backend.umap)
+            return remember(candidates, alone.points)
 
     view = PoolView(
         image=ids // experiment.grid.cells, cell=ids % experiment.grid.cells,
@@ -94,6 +95,7 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,
         fit=fit_alone if "features" in needs else None,
+        seed=derive(seed, k, "kmeans") % 2**31, kmeans=experiment.backend.kmeans,
     )
     return view, embedded
 

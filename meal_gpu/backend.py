@@ -1,17 +1,25 @@
 """What this machine can do and what a run will use: the only place that probes hardware."""
 
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numba
 import torch
 
+from . import rapids
 from .config import Config
-from .errors import InputError
+from .errors import InputError, first_line
+from .kernels import patch_entropy
+
+_log = logging.getLogger("meal_gpu")
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class Backend:
     dtype_reason: str
     umap: str
     umap_reason: str
+    kmeans: str
+    """Of ``query.selector: kmeans``."""
+    kmeans_reason: str
     loader: str
     """``dali`` or ``torchvision``"""
     loader_reason: str
@@ -41,6 +52,7 @@ class Backend:
             "device": f"{self.device.type} ({self.device_reason})",
             "precision": f"{name} ({self.dtype_reason})",
             "umap": f"{self.umap} ({self.umap_reason})",
+            "k-means": f"{self.kmeans} ({self.kmeans_reason})",
             "loader": f"{self.loader} ({self.loader_reason})",
             "memory budget": f"{self.budget_bytes / 1e9:.1f} GB for the resident pool and the feature cache",
         }
@@ -54,15 +66,26 @@ def resolve(config: Config) -> Backend:
     _start_threads()
     device, device_reason = _device(config.device)
     dtype, dtype_reason = _dtype(config.model.precision, device)
-    if config.umap.backend == "cuml":
-        raise InputError("umap.backend is 'cuml': this version embeds with umap-learn on the CPU. "
-                         "Use umap.backend: auto or umap-learn.")
-    umap_reason = "asked for" if config.umap.backend == "umap-learn" else "the one backend of this version"
+
+    @functools.cache  # asked twice at most, and cuML takes seconds to import
+    def trouble() -> str | None:
+        if device.type == "cpu":
+            return "cuML works in CUDA memory, and the run is on the CPU"
+        return rapids.trouble()
+
+    def umap_trouble() -> str | None:
+        unknown = config.umap.metric in rapids.MISSING_METRICS
+        return f"cuML does not measure umap.metric '{config.umap.metric}'" if unknown else trouble()
+
+    umap, umap_reason = _library("umap.backend", config.umap.backend, "umap-learn", umap_trouble)
+    kmeans, kmeans_reason = "sklearn", "not used: query.selector is seeding"
+    if config.query.selector == "kmeans" or config.query.kmeans == "cuml":
+        kmeans, kmeans_reason = _library("query.kmeans", config.query.kmeans, "sklearn", trouble)
     if config.data.budget_gb is not None:
         budget = int(config.data.budget_gb * 1e9)
     else:
         budget = _free_bytes(device) // 2
-    return Backend(device, device_reason, dtype, dtype_reason, "umap-learn", umap_reason,
+    return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason,
                    *find_loader(config.data.loader), budget)
 
 
@@ -85,9 +108,20 @@ def find_loader(wanted: str) -> tuple[str, str]:
     return "torchvision", "NVIDIA DALI is not installed"
 
 
+def announce(backend: Backend, config: Config) -> None:
+    """Log a line for each automatic choice that this run depends on."""
+    wanted: dict[str, str] = {"device": config.device, "umap": config.umap.backend}
+    if config.query.selector == "kmeans":
+        wanted["k-means"] = config.query.kmeans
+    for name, choice in backend.choices().items():
+        if wanted.get(name) == "auto":
+            _log.info("%s: %s", name, choice)
+
+
 def machine() -> dict[str, object]:
     """The machine card that goes into ``environment.json`` and benchmark results."""
     packages = ("torch", "timm", "numba", "umap-learn", "scikit-learn", "numpy")
+    extra = ("cupy-cuda13x", "cuml-cu13")
     card: dict[str, object] = {
         "meal_gpu": importlib.metadata.version("meal-gpu"),
         "python": platform.python_version(),
@@ -98,6 +132,9 @@ def machine() -> dict[str, object]:
         "memory_gb": round(_total_host_bytes() / 1e9, 1),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+    for name in extra:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            card[name] = importlib.metadata.version(name)
     if torch.cuda.is_available():
         card["gpu"] = torch.cuda.get_device_name()
         card["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
@@ -119,13 +156,45 @@ def _start_threads() -> None:
 def _device(wanted: str) -> tuple[torch.device, str]:
     if wanted == "cpu":
         return torch.device("cpu"), "asked for"
-    if torch.cuda.is_available():
+    why_not = _cuda_trouble()
+    if why_not is None:
         return torch.device("cuda"), "asked for" if wanted == "cuda" else f"found {torch.cuda.get_device_name()}"
-    reason = "no CUDA device is usable" if torch.version.cuda else "this torch was built without CUDA"
     if wanted == "cuda":
-        raise InputError(f"device is 'cuda', but {reason}. Use device: cpu or auto, or install an NVIDIA driver and "
-                         "see what `meal-gpu info` finds.")
-    return torch.device("cpu"), reason
+        raise InputError(f"device is 'cuda', but {why_not}. Use device: cpu or auto; CUDA needs an NVIDIA driver and "
+                         f"{rapids.EXTRA}. `meal-gpu info` says what it finds.")
+    return torch.device("cpu"), why_not
+
+
+def _cuda_trouble() -> str | None:
+    """Why a run cannot be on CUDA here; None if it can, for the score kernel has run there."""
+    if torch.version.cuda is None:
+        return f"this PyTorch, {torch.__version__}, was built without CUDA"
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+        except Exception as error:  # it differs with what is missing, and is only told
+            return f"no CUDA device is usable: {first_line(error).split('. ')[0]}"
+        return "no CUDA device is usable"
+    try:
+        patch_entropy(torch.zeros(1, 2, 2, 2, device="cuda"), (2, 2), (1, 1)).item()
+    except ImportError:
+        return f"CuPy, which compiles the score kernel, is not installed: {rapids.EXTRA}"
+    except Exception as error:  # whatever the driver, NVRTC and CuPy raise
+        return f"a first call of the score kernel failed: {first_line(error)}"
+    return None
+
+
+def _library(key: str, wanted: str, on_host: str, trouble: Callable[[], str | None]) -> tuple[str, str]:
+    """cuML or the library on the host, and the reason. ``trouble`` says why cuML cannot be used, if so."""
+    if wanted == on_host:
+        return on_host, "asked for"
+    why_not = trouble()
+    if why_not is None:
+        return "cuml", "asked for" if wanted == "cuml" else "a first call of it succeeded"
+    if wanted == "cuml":
+        raise InputError(f"{key} is 'cuml', but {why_not}. Use {key}: auto or {on_host}; cuML needs an NVIDIA driver "
+                         f"and {rapids.EXTRA}. `meal-gpu info` says what it finds.")
+    return on_host, why_not
 
 
 def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:

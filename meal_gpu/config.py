@@ -141,6 +141,8 @@ class QueryConfig(Section):
     score: Literal["entropy", "least_confidence", "margin"] = "entropy"
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
+    kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
+    """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
     oracle: Literal["simulated", "people"] = "simulated"
     """``people``: write the query, stop, and go on with ``--resume`` when the masks have come."""
 
@@ -156,6 +158,7 @@ class QueryConfig(Section):
 
 class UmapConfig(Section):
     backend: Literal["auto", "cuml", "umap-learn"] = "auto"
+    """cuML on CUDA, umap-learn on the host; ``auto`` takes cuML where a tiny call of it succeeds."""
     n_neighbors: Annotated[Int, Field(ge=2)] = 15
     min_dist: Annotated[Float, Field(ge=0, le=1)] = 0.1
     n_components: Annotated[Int, Field(ge=2, le=64)] = 2

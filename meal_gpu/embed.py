@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,37 +19,60 @@ from .config import UmapConfig
 from .files import write_atomic
 
 
+def _no_place(features: Tensor) -> Tensor:
+    raise RuntimeError("this embedding came from the cache, or of fewer than 3 vectors: it cannot place others")
+
+
 @dataclass
 class Embedding:
     """Φ: fitted on some feature vectors, and able to place others."""
 
     points: Tensor
     """float32 ``[n, n_components]``: where the fitted vectors lie, on their device."""
-    reducer: Any
-    """The fitted UMAP; None where the points came from the cache, or are too few for one."""
-
-    def place(self, features: Tensor) -> Tensor:
-        """Place vectors float32 ``[m, C]`` that the fit did not see (a finetuned backbone moves them).
-
-        umap-learn's ``transform`` draws from its own generator; it is reset, so that what was placed before does not
-        matter.
-        """
-        reducer = self.reducer
-        reducer.transform_seed = reducer.random_state
-        # A copy: for the vectors it was fitted on, transform hands out the reducer's own array.
-        return torch.from_numpy(np.array(reducer.transform(features.cpu().numpy()), np.float32)).to(features.device)
+    place: Callable[[Tensor], Tensor] = _no_place
+    """Vectors float32 ``[m, C]`` that the fit did not see (a finetuned backbone moves them) → points ``[m, d]``."""
 
 
-def fit(features: Tensor, config: UmapConfig, seed: int) -> Embedding:
-    """Fit UMAP on float32 ``[n, C]`` with umap-learn; ``seed`` makes it deterministic (and single-threaded).
+def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-learn") -> Embedding:
+    """Fit UMAP on float32 ``[n, C]`` with ``umap-learn`` (CPU) or ``cuml`` (CUDA); see `meal_gpu.backend.Backend`.
 
-    ``n_neighbors`` is clamped to n - 1: MEAL-FT fits on as few vectors as there are candidates. One or two vectors
-    have no neighbourhoods to preserve (umap-learn refuses them): they are put on a line, 1 apart.
+    A seed gives the same points every time; the libraries' points differ. ``n_neighbors`` is clamped to n - 1: MEAL-FT
+    fits on as few vectors as there are candidates. One or two vectors have no neighbourhoods to preserve (umap-learn
+    refuses them): they are put on a line, 1 apart.
     """
     if len(features) < 3:
         points = torch.zeros(len(features), config.n_components, device=features.device)
-        points[:, 0] = torch.arange(len(features))
-        return Embedding(points, None)
+        points[:, 0] = torch.arange(len(features), device=features.device)
+        return Embedding(points)
+    if library == "cuml":
+        from . import rapids
+
+        points, reducer = rapids.fit_umap(features, config, seed)
+        return Embedding(points, functools.partial(rapids.place_umap, reducer))
+    points, reducer = _fit_on_host(features.cpu(), config, seed)
+    return Embedding(points.to(features.device), functools.partial(_place_on_host, reducer))
+
+
+def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
+               library: str = "umap-learn") -> Embedding:
+    """`fit`, kept on disk under the digest of features, settings, library and seed. A cached embedding cannot place.
+
+    The features are copied to the host for the digest, once in a run.
+    """
+    host = features.cpu().numpy()
+    digest = hashlib.blake2b(host.tobytes(), digest_size=12)
+    settings = {**config.model_dump(mode="json"), "backend": library}  # not what was asked for, but what is used
+    digest.update(json.dumps([host.shape, settings, seed]).encode())
+    file = directory / f"{digest.hexdigest()}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: fitted again
+        return Embedding(torch.from_numpy(np.load(file)).to(features.device))
+    embedding = fit(features, config, seed, library)
+    write_atomic(file, lambda stream: np.save(stream, embedding.points.cpu().numpy()))
+    return embedding
+
+
+def _fit_on_host(features: Tensor, config: UmapConfig, seed: int) -> tuple[Tensor, Any]:
+    """umap-learn's points and the fitted UMAP. The seed makes it single-threaded too."""
     import umap  # 3 to 20 seconds: paid only by the strategies that embed
 
     reducer = umap.UMAP(
@@ -61,21 +84,16 @@ def fit(features: Tensor, config: UmapConfig, seed: int) -> Embedding:
     with warnings.catch_warnings(), _seeded_eigensolver(umap.spectral.scipy.sparse.linalg, seed):
         warnings.filterwarnings("ignore", "n_jobs value", UserWarning)  # one thread is what random_state means
         warnings.filterwarnings("ignore", "Spectral init", UserWarning)  # of equal vectors; random places do for them
-        placed = reducer.fit_transform(features.cpu().numpy())
-    return Embedding(torch.from_numpy(np.array(placed, np.float32, order="C")).to(features.device), reducer)
+        placed = reducer.fit_transform(features.numpy())
+    return torch.from_numpy(np.array(placed, np.float32, order="C")), reducer
 
 
-def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path) -> Embedding:
-    """`fit`, kept on disk under the digest of features, settings and seed. A cached embedding cannot place."""
-    host = features.cpu().numpy()
-    digest = hashlib.blake2b(host.tobytes(), digest_size=12)
-    digest.update(json.dumps([host.shape, config.model_dump(mode="json"), seed]).encode())
-    file = directory / f"{digest.hexdigest()}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: fitted again
-        return Embedding(torch.from_numpy(np.load(file)).to(features.device), None)
-    embedding = fit(features, config, seed)
-    write_atomic(file, lambda stream: np.save(stream, embedding.points.cpu().numpy()))
-    return embedding
+def _place_on_host(reducer: Any, features: Tensor) -> Tensor:
+    """umap-learn's ``transform`` draws from its own generator; it is reset, so that what was placed before does not
+    matter."""
+    reducer.transform_seed = reducer.random_state
+    # A copy: for the vectors it was fitted on, transform hands out the reducer's own array.
+    return torch.from_numpy(np.array(reducer.transform(features.cpu().numpy()), np.float32)).to(features.device)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backend import Backend, resolve
+from .backend import Backend, announce, resolve
 from .config import Config
 from .datasets import Dataset, cache_dir, open_dataset
 from .embed import Embedding, fit, fit_cached
@@ -88,9 +88,9 @@ class Experiment:
             settings = self.config.umap, derive(seed, 0, "umap") % 2**32
             if self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
                 cache = cache_dir(self.config.data) / "embeddings"
-                self._embeddings[seed] = fit_cached(self.pretrained_vectors, *settings, cache)
+                self._embeddings[seed] = fit_cached(self.pretrained_vectors, *settings, cache, self.backend.umap)
             else:
-                self._embeddings[seed] = fit(self.pretrained_vectors, *settings)
+                self._embeddings[seed] = fit(self.pretrained_vectors, *settings, self.backend.umap)
             self.progress("embed", 1, 1)
         return self._embeddings[seed]
 
@@ -113,6 +113,7 @@ def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
     """
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config)
+    announce(backend, config)
     dataset = open_dataset(config.data)
     _check_budget(config, len(dataset.train))
     _check_oracle(config, dataset)

@@ -42,6 +42,10 @@ class PoolView:
     """ids → float32 ``[n, d]`` in the embedding fitted on the whole pool; where it needs ``embedding``."""
     fit: Callable[[Tensor], Tensor] | None = None
     """ids → float32 ``[n, d]`` in an embedding fitted on these ids alone; where it needs ``features``."""
+    seed: int = 0
+    """In 0 ... 2^31 - 1, for libraries that draw for themselves; a function of seed and round too."""
+    kmeans: str = "sklearn"
+    """The library for ``query.selector: kmeans``; see `meal_gpu.backend.Backend`."""
 
     @property
     def free_ids(self) -> Tensor:
@@ -82,7 +86,7 @@ def meal_ft(view: PoolView, n: int) -> Tensor:
 def represent(points: Tensor, n: int, view: PoolView) -> Tensor:
     """n representative rows of points float32 ``[m, d]``, by the configured selector (Step 2)."""
     if view.query.selector == "kmeans":
-        return snap_kmeans(points, n, int(view.uniforms(1)[0] * 2**31))
+        return snap_kmeans(points, n, view.seed, view.kmeans)
     return seed_kmeans(points, n, view.uniforms(n).to(points.device))
 
 
@@ -123,24 +127,34 @@ def seed_kmeans(points: Tensor, n: int, uniforms: Tensor) -> Tensor:
     return picked
 
 
-def snap_kmeans(points: Tensor, n: int, seed: int) -> Tensor:
+def snap_kmeans(points: Tensor, n: int, seed: int, library: str = "sklearn") -> Tensor:
     """Lloyd's k-means with n clusters; each centroid is snapped to its nearest row that no other centroid took.
 
-    The clustering reading of the paper's "cluster centroids". Pairs are taken nearest first, so that the result does
-    not depend on the order of the centroids. Returns int64 ``[n]``.
+    The clustering reading of the paper's "cluster centroids", by ``sklearn`` on the host or ``cuml`` on CUDA. Pairs
+    are taken nearest first, so that the result does not depend on the order of the centroids. Returns int64 ``[n]``.
     """
+    distance = torch.cdist(_centroids(points, n, seed, library), points.double())
+    # A centroid that is not a number (an empty cluster) takes what the others leave.
+    distance = distance.nan_to_num(nan=torch.finfo(torch.float64).max)
+    picked = torch.empty(n, dtype=torch.int64, device=points.device)
+    for _ in range(n):  # tensor indices throughout: nothing here waits for the device
+        nearest = distance.argmin().view(1)
+        centroid, row = nearest // len(points), nearest % len(points)
+        picked.index_copy_(0, centroid, row)
+        distance.index_fill_(0, centroid, torch.inf).index_fill_(1, row, torch.inf)
+    return picked
+
+
+def _centroids(points: Tensor, n: int, seed: int, library: str) -> Tensor:
+    """float64 ``[n, d]``, on the device of the points."""
+    if library == "cuml":
+        from . import rapids
+
+        return rapids.kmeans_centroids(points, n, seed)
     from sklearn.cluster import KMeans
 
-    host = points.double().cpu()
-    centres = torch.from_numpy(KMeans(n, random_state=seed, n_init=1).fit(host.numpy()).cluster_centers_)
-    distance = torch.cdist(centres, host)
-    picked = torch.empty(n, dtype=torch.int64)
-    for _ in range(n):
-        centre, row = divmod(int(distance.argmin()), len(host))
-        picked[centre] = row
-        distance[centre] = torch.inf
-        distance[:, row] = torch.inf
-    return picked.to(points.device)
+    means = KMeans(n, random_state=seed, n_init=1).fit(points.double().cpu().numpy())
+    return torch.from_numpy(means.cluster_centers_).to(points.device)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,12 @@
 """The choices of a run and their reasons, on the machine that the tests run on."""
 
+import re
+
 import pytest
 import torch
 
-from meal_gpu.backend import machine, resolve
+from meal_gpu import backend
+from meal_gpu.backend import announce, machine, resolve
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
 
@@ -11,20 +14,20 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
 
 
 def test_what_is_asked_for_is_taken():
-    backend = resolve(Config.load({}, ["device=cpu", "model.precision=bfloat16", "umap.backend=umap-learn",
+    chosen = resolve(Config.load({}, ["device=cpu", "model.precision=bfloat16", "umap.backend=umap-learn",
                                        "data.budget_gb=1.5"]))
-    assert backend.device == torch.device("cpu")
-    assert backend.dtype == torch.bfloat16
-    assert backend.budget_bytes == 1_500_000_000
-    assert {backend.device_reason, backend.dtype_reason, backend.umap_reason} == {"asked for"}
-    assert backend.choices()["memory budget"].startswith("1.5 GB")
+    assert chosen.device == torch.device("cpu")
+    assert chosen.dtype == torch.bfloat16
+    assert chosen.budget_bytes == 1_500_000_000
+    assert {chosen.device_reason, chosen.dtype_reason, chosen.umap_reason} == {"asked for"}
+    assert chosen.choices()["memory budget"].startswith("1.5 GB")
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_autocast_multiplies_in_the_chosen_precision(precision, dtype):
-    backend = resolve(Config.load({}, ["device=cpu", f"model.precision={precision}"]))
+    chosen = resolve(Config.load({}, ["device=cpu", f"model.precision={precision}"]))
     x = torch.randn(3, 3)
-    with backend.autocast():
+    with chosen.autocast():
         assert (x @ x).dtype == dtype
     assert (x @ x).dtype == torch.float32
 
@@ -33,14 +36,91 @@ def test_autocast_multiplies_in_the_chosen_precision(precision, dtype):
 def test_cuda_that_is_not_there_is_refused_and_auto_takes_the_cpu():
     with pytest.raises(InputError, match=r"device is 'cuda', but .*Use device: cpu or auto"):
         resolve(Config.load({}, ["device=cuda"]))
-    backend = resolve(Config())
-    assert backend.device.type == "cpu"
-    assert "CUDA" in backend.device_reason
+    chosen = resolve(Config())
+    assert chosen.device.type == "cpu"
+    assert "CUDA" in chosen.device_reason
 
 
-def test_cuml_is_refused_while_there_is_no_code_for_it():
-    with pytest.raises(InputError, match=r"Use umap.backend: auto or umap-learn"):
-        resolve(Config.load({}, ["umap.backend=cuml", "device=cpu"]))
+@pytest.mark.parametrize(("key", "host"), [("umap.backend", "umap-learn"), ("query.kmeans", "sklearn")])
+def test_cuml_on_the_cpu_is_refused(key, host):
+    with pytest.raises(InputError, match=rf"{key} is 'cuml', but .*Use {key}: auto or {host}; .*meal-gpu\[cuda\]"):
+        resolve(Config.load({}, [f"{key}=cuml", "device=cpu"]))
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    """A machine on which everything works, as far as choosing goes; returns the reasons that a test may put there."""
+    trouble: dict[str, str | None] = {"cuda": None, "cuml": None}
+    monkeypatch.setattr(backend, "_cuda_trouble", lambda: trouble["cuda"])
+    monkeypatch.setattr(backend.rapids, "trouble", lambda: trouble["cuml"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 * 10**9, 80 * 10**9))
+    return trouble
+
+
+def test_auto_takes_cuda_and_cuml_where_they_work(with_cuda):
+    chosen = resolve(Config.load({}, ["query.selector=kmeans"]))
+    assert chosen.choices() == {
+        "device": "cuda (found NVIDIA H100)", "precision": "bfloat16 (the processor multiplies it natively)",
+        "umap": "cuml (a first call of it succeeded)", "k-means": "cuml (a first call of it succeeded)",
+        "memory budget": "40.0 GB for the resident pool and the feature cache"}
+    asked = resolve(Config.load({}, ["device=cuda", "umap.backend=umap-learn", "query.kmeans=cuml"]))
+    assert (asked.device.type, asked.umap, asked.kmeans) == ("cuda", "umap-learn", "cuml")
+    assert {asked.device_reason, asked.umap_reason, asked.kmeans_reason} == {"asked for"}
+
+
+def test_auto_says_what_does_not_work(with_cuda):
+    with_cuda["cuml"] = "cuML cannot be imported"
+    chosen = resolve(Config.load({}, ["query.selector=kmeans"]))
+    assert chosen.device.type == "cuda"
+    assert (chosen.umap, chosen.umap_reason) == ("umap-learn", "cuML cannot be imported")
+    assert (chosen.kmeans, chosen.kmeans_reason) == ("sklearn", "cuML cannot be imported")
+    for key in ("umap.backend", "query.kmeans"):
+        with pytest.raises(InputError, match=rf"{key} is 'cuml', but cuML cannot be imported\. Use {key}: auto"):
+            resolve(Config.load({}, [f"{key}=cuml"]))
+    with_cuda["cuda"] = "the score kernel failed"
+    chosen = resolve(Config())
+    assert (chosen.device.type, chosen.device_reason) == ("cpu", "the score kernel failed")
+    with pytest.raises(InputError, match=r"device is 'cuda', but the score kernel failed\. .*meal-gpu\[cuda\]"):
+        resolve(Config.load({}, ["device=cuda"]))
+
+
+def test_a_metric_that_cuml_lacks_is_left_to_umap_learn(with_cuda):
+    assert resolve(Config.load({}, ["umap.metric=braycurtis"])).umap == "umap-learn"
+    with pytest.raises(InputError, match=r"does not measure umap\.metric 'braycurtis'"):
+        resolve(Config.load({}, ["umap.metric=braycurtis", "umap.backend=cuml"]))
+
+
+def test_cuml_is_not_tried_where_nobody_wants_it(with_cuda, monkeypatch):
+    """It takes seconds to import."""
+    monkeypatch.setattr(backend.rapids, "trouble", lambda: pytest.fail("cuML was tried"))
+    assert resolve(Config.load({}, ["umap.backend=umap-learn"])).umap == "umap-learn"
+    resolve(Config.load({}, ["umap.backend=umap-learn", "query.selector=kmeans", "query.kmeans=sklearn"]))
+    resolve(Config.load({}, ["device=cpu", "query.selector=kmeans"]))
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (ImportError("no cupy"), r"CuPy, .*, is not installed: pip install 'meal-gpu\[cuda\]'"),
+    (RuntimeError("no kernel image is available\nfor this device"),
+     "a first call of the score kernel failed: no kernel image is available$"),
+])
+def test_a_device_on_which_the_kernel_fails_is_not_used(monkeypatch, error, reason):
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
+    monkeypatch.setattr(backend, "patch_entropy", fail)
+    assert re.match(reason, backend._cuda_trouble() or "")
+
+
+def test_automatic_choices_are_announced(caplog):
+    config = Config.load({}, ["device=cpu"])
+    with caplog.at_level("INFO", logger="meal_gpu"):
+        announce(resolve(config), config)
+    assert caplog.messages == ["umap: umap-learn (cuML works in CUDA memory, and the run is on the CPU)"]
 
 
 def test_the_budget_is_half_of_what_is_free():

@@ -132,6 +132,24 @@ def test_whatever_changes_an_embedding_changes_its_file(tmp_path):
         assert len(list(tmp_path.iterdir())) == known + 1
 
 
+def test_a_cached_embedding_belongs_to_the_library_that_made_it(tmp_path, monkeypatch):
+    """A run that goes on where another library is used must not find this one's points, whatever the config asks."""
+    vectors = roll(20, 1)
+    ours = fit_cached(vectors, CONFIG, 0, tmp_path).points
+    assert torch.equal(fit_cached(vectors, UmapConfig(backend="umap-learn"), 0, tmp_path).points, ours)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr("meal_gpu.rapids.fit_umap", lambda features, config, seed: (torch.ones(20, 2), None))
+    assert torch.equal(fit_cached(vectors, CONFIG, 0, tmp_path, "cuml").points, torch.ones(20, 2))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_place_says_so(tmp_path):
+    fit_cached(roll(20, 1), CONFIG, 0, tmp_path)
+    for embedding in (fit(roll(2, 1), CONFIG, 0), fit_cached(roll(20, 1), CONFIG, 0, tmp_path)):
+        with pytest.raises(RuntimeError, match="cannot place"):
+            embedding.place(roll(3, 2))
+
+
 @pytest.mark.parametrize("content", [b"", b"half a file", None])
 def test_a_damaged_cache_is_fitted_again(vectors, fitted, tmp_path, content):
     fit_cached(vectors, CONFIG, 3, tmp_path)

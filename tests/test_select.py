@@ -47,7 +47,7 @@ def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
         "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
-        "place", "fit"]
+        "place", "fit", "seed", "kmeans"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
@@ -202,13 +202,24 @@ def test_snapped_centroids_are_the_middles_of_groups():
     assert sorted(snap_kmeans(points + 1e4, 3, 0).tolist()) == [4, 9, 14]
 
 
+def test_a_centroid_that_is_no_number_takes_what_is_left(monkeypatch):
+    """Libraries leave NaN for an empty cluster, and as the smallest number NaN would win every comparison."""
+    points = torch.tensor([[0.0, 0], [5, 0], [0, 5]])
+    found = torch.tensor([[torch.nan, torch.nan], [0, 5], [torch.nan, 0]], dtype=torch.float64)
+    monkeypatch.setattr("meal_gpu.select._centroids", lambda *args: found)
+    assert sorted(snap_kmeans(points, 3, 0).tolist()) == [0, 1, 2]
+    assert snap_kmeans(points, 3, 0)[1] == 2
+
+
 def test_the_selector_is_the_configured_one():
     points = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     free = list(range(24))
     seeded = represent(points, 5, view(free, selector="seeding"))
     assert torch.equal(seeded, seed_kmeans(points, 5, drawn(0)(5)))
     clustered = represent(points, 5, view(free, selector="kmeans"))
-    assert torch.equal(clustered, snap_kmeans(points, 5, int(drawn(0)(1)[0] * 2**31)))
+    assert torch.equal(clustered, snap_kmeans(points, 5, 0))
+    other = represent(points, 5, dataclasses.replace(view(free, selector="kmeans"), seed=7))
+    assert torch.equal(other, snap_kmeans(points, 5, 7))
 
 
 # --- strategies -------------------------------------------------------------------------------------------------------

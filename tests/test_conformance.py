@@ -1,0 +1,310 @@
+"""The calls into CuPy and cuML against the installed packages: they need the extra ``meal-gpu[cuda]``, and no device.
+
+The calls are read out of the one file that makes them, so that a test cannot fall behind it, and their arguments are
+bound to the real signatures. What a device would compute is not seen here; `meal-gpu selfcheck` does that there.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from meal_gpu import rapids
+from meal_gpu.config import UmapConfig
+from meal_gpu.kernels import SCORES, entropy_cuda
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("cuml", "cupy", "rmm", "dask_cuda")
+missing = [name for name in NAMES if importlib.util.find_spec(name) is None]
+extra = pytest.mark.skipif(bool(missing), reason=f"without the extra meal-gpu[cuda] ({', '.join(missing)}) there is "
+                           "nothing to conform to")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An object that exists only on a machine with a GPU: its class stands for it."""
+
+    of: Any
+
+
+@dataclass(frozen=True)
+class Call:
+    line: int
+    text: str
+    callee: Any
+    args: int
+    """Positional arguments, ``self`` included."""
+    keywords: tuple[str, ...]
+
+
+class ForeignCalls(ast.NodeVisitor):
+    """Follows a library's names through a file: imports, attributes, classes, and what methods return.
+
+    Every attribute on the way must exist; `calls` holds what is called. ``known`` gives what the file's own functions
+    return, ``returns`` what methods return.
+    """
+
+    def __init__(self, library: str, known: dict[str, Any], returns: dict[Any, Any]) -> None:
+        self.library = library
+        self.known = known
+        self.returns = returns
+        self.names: dict[str, Any] = {}
+        self.calls: list[Call] = []
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            if alias.name.split(".")[0] == self.library:
+                self.names[alias.asname or alias.name.split(".")[0]] = importlib.import_module(alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if node.level == 0 and node.module and node.module.split(".")[0] == self.library:
+            for alias in node.names:
+                self.names[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.generic_visit(node)
+        value, target = self.resolve(node.value), node.targets[0]
+        if value is not None:
+            for name in target.elts if isinstance(target, ast.Tuple) else [target]:
+                if isinstance(name, ast.Name):
+                    self.names[name.id] = value
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.resolve(node)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        callee = self.resolve(node.func)
+        if callee is not None:
+            holder = self.resolve(node.func.value) if isinstance(node.func, ast.Attribute) else callee
+            method = isinstance(holder, Instance)
+            self.calls.append(Call(
+                node.lineno, ast.unparse(node.func), callee.of.__call__ if isinstance(callee, Instance) else callee,
+                len(node.args) + method, tuple(word.arg for word in node.keywords if word.arg)))
+        self.generic_visit(node)
+
+    def resolve(self, node: ast.expr) -> Any:
+        """What an expression is, or None where it is not the library's. Raises `AttributeError` for what is not there.
+        """
+        if isinstance(node, ast.Name):
+            return self.names.get(node.id)
+        if isinstance(node, ast.Attribute):
+            holder = self.resolve(node.value)
+            return None if holder is None else getattr(holder.of if isinstance(holder, Instance) else holder, node.attr)
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in self.known:
+                return self.known[node.func.id]
+            callee = self.resolve(node.func)
+            return Instance(callee) if inspect.isclass(callee) else self.returns.get(callee)
+        return None
+
+
+def calls_of(source: str, library: str, known: dict[str, Any] | None = None,
+             returns: dict[Any, Any] | None = None) -> list[Call]:
+    visitor = ForeignCalls(library, known or {}, returns or {})
+    visitor.visit(ast.parse(source))
+    return visitor.calls
+
+
+def bind(call: Call) -> None:
+    """Raises `TypeError` where the callee would not take the arguments."""
+    signature_of(call.callee).bind(*[None] * call.args, **dict.fromkeys(call.keywords))
+
+
+def signature_of(callee: Any) -> inspect.Signature:
+    """Of a compiled class or method too: Cython writes it into the first line of the docstring."""
+    try:
+        return inspect.signature(callee)
+    except ValueError:
+        head = re.match(r"[\w.]+\((.*)\)", (callee.__doc__ or "").splitlines()[0])
+        if head is None:
+            raise
+        words = re.sub(r"(?:^|(?<=, ))(?:\w+ )(?=\w)", "", head[1])  # "str code=None" → "code=None"
+        space: dict[str, Any] = {}
+        exec(f"def f({words}): ...", space)
+        return inspect.signature(space["f"])
+
+
+def our_calls() -> Iterator[tuple[str, Call]]:
+    """All calls of the two files that wrap the libraries."""
+    for call in calls_of(inspect.getsource(rapids), "cuml"):
+        yield "rapids", call
+    import cupy
+
+    module = Instance(cupy.RawModule)
+    known = {"_cupy": cupy, "_kernels": Instance(cupy.cuda.Function)}
+    for call in calls_of(inspect.getsource(entropy_cuda), "cupy", known,
+                         {cupy.RawModule: module, cupy.RawModule.get_function: Instance(cupy.cuda.Function)}):
+        yield "entropy_cuda", call
+
+
+@extra
+def test_every_call_into_the_libraries_takes_its_arguments():
+    seen = []
+    for file, call in our_calls():
+        if call.callee.__qualname__ != "Function.__call__":  # below
+            try:
+                bind(call)
+            except TypeError as error:
+                pytest.fail(f"{file}:{call.line}: {call.text}: {error}")
+        seen.append(call.text)
+    # So that the list above does not become empty unnoticed.
+    assert sorted(seen) == ["KMeans", "UMAP", "_cupy().RawModule", "cupy.cuda.Stream.from_external", "means.fit",
+                            "module.get_function", "module.get_function", "reducer.fit_transform", "reducer.transform",
+                            "scores", "sum_partials"]
+
+
+@extra
+@pytest.mark.parametrize(("right", "wrong", "complaint"), [
+    ("n_neighbors=", "neighbours=", "unexpected keyword argument 'neighbours'"),
+    ("reducer.transform(_ready(features))", "reducer.transform(_ready(features), 3)", "too many positional"),
+    ("reducer.fit_transform(", "reducer.fit_embed(", "no attribute 'fit_embed'"),
+    ("means.cluster_centers_", "means.centers_", "no attribute 'centers_'"),
+])
+def test_a_wrong_call_is_found(right, wrong, complaint):
+    source = inspect.getsource(rapids)
+    assert right in source
+    with pytest.raises((TypeError, AttributeError), match=complaint):
+        list(map(bind, calls_of(source.replace(right, wrong), "cuml")))
+
+
+@extra
+def test_a_kernel_is_launched_with_the_arguments_that_cupy_takes():
+    """Its signature is nowhere to be read: the call itself must get as far as asking for a device."""
+    import cupy
+
+    launches = [call for _, call in our_calls() if call.callee.__qualname__ == "Function.__call__"]
+    assert {call.args for call in launches} == {4}  # self, grid, block, arguments
+    assert {word for call in launches for word in call.keywords} == {"shared_mem"}
+    kernel = cupy.cuda.Function.__new__(cupy.cuda.Function)
+    with pytest.raises(TypeError, match="shared_bytes"):
+        kernel((1, 1, 1), (128,), (np.uintp(0), np.int32(1)), shared_bytes=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
+            kernel((1, 1, 1), (128,), (np.uintp(0), np.int32(1)), shared_mem=0)
+
+
+@extra
+def test_the_kernel_runs_on_a_stream_of_pytorch():
+    """CuPy reads the stream's address by the protocol that PyTorch's streams have."""
+    import cupy
+
+    class Stream:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, 0
+
+    assert cupy.cuda.Stream.from_external(Stream()).ptr == 0
+    assert hasattr(torch.cuda.Stream, "__cuda_stream__")
+
+
+@extra
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("score", SCORES)
+def test_the_compiler_that_cupy_uses_takes_the_kernel(score, arch):
+    """NVRTC needs no device when it is told the architecture: 19 classes, bfloat16, with and without upsampling."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    variants = [entropy_cuda.launch_plan((1, 19, *size), (19 * size[0] * size[1], size[0] * size[1], size[1], 1),
+                                         torch.bfloat16, (64, 128), (4, 4), score, True, False).variant
+                for size in ((16, 32), (64, 128))]
+    program = nvrtc.createProgram(entropy_cuda.source(variants), "entropy.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*entropy_cuda.OPTIONS, "-ftz=true", f"-arch=sm_{arch}"))
+        assert len(nvrtc.getCUBIN(program)) > 1000
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+@extra
+def test_cuml_knows_the_values_that_it_is_given():
+    from cuml.cluster import KMeans
+    from cuml.manifold.umap.umap import coerce_metric
+
+    for metric in get_args(UmapConfig.model_fields["metric"].annotation):
+        if metric in rapids.MISSING_METRICS:
+            with pytest.raises(ValueError, match=metric):
+                coerce_metric(metric)
+        else:
+            coerce_metric(metric, sparse=False, build_algo="brute_force_knn")
+    text = inspect.getsource(rapids)
+    manual = importlib.import_module("cuml.manifold").UMAP.__doc__
+    for word in ("brute_force_knn", "spectral", "random"):
+        assert f'"{word}"' in text
+        assert f"'{word}'" in manual or f"`{word}`" in manual
+    assert "'k-means++'" in KMeans.__doc__
+    KMeans(n_clusters=3, random_state=2**31 - 1, n_init=1, init="k-means++")._validate_fit_params()
+
+
+@extra
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_with_the_extra_and_without_a_device():
+    """cuML says why it cannot; asking for CUDA ends with one message and code 2."""
+    assert "a first embedding with cuML failed: " in (rapids.trouble() or "")
+    ended = subprocess.run([sys.executable, "-m", "meal_gpu.cli", "run", "demo", "--set", "device=cuda"],
+                           capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "error device is 'cuda', but" in ended.stderr
+    assert "meal-gpu[cuda]" in ended.stderr
+
+
+# --- without the extra ------------------------------------------------------------------------------------------------
+
+
+def test_each_library_is_imported_in_one_file():
+    homes: dict[str, set[str]] = {}
+    for file in (path for folder in ("kernels", "meal_gpu", "bench") for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
+                [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
+            for module in modules:
+                homes.setdefault(module.split(".")[0], set()).add(str(file.relative_to(ROOT)))
+    assert homes["cuml"] == {"meal_gpu/rapids.py"}
+    assert homes["cupy"] == {"kernels/entropy_cuda.py"}
+    assert homes["umap"] == {"meal_gpu/embed.py"}
+    assert len(homes.get("nvidia", ())) <= 1
+    assert not {"rmm", "dask_cuda", "cudf"} & set(homes)
+
+
+IMPORT_EVERYTHING = """
+import importlib, importlib.abc, pkgutil, sys
+
+heavy, tried = {"cuml", "cupy", "cudf", "rmm", "dask_cuda", "dask", "umap", "sklearn.cluster"}, set()
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in {"cuml", "cupy", "cudf", "rmm", "dask_cuda"}:
+            tried.add(name)
+            raise ImportError("refused: " + name)
+
+sys.meta_path.insert(0, Refuse())
+import meal_gpu
+for module in pkgutil.walk_packages(meal_gpu.__path__, "meal_gpu."):
+    importlib.import_module(module.name)
+from meal_gpu.backend import resolve
+resolve(meal_gpu.Config.load({}, ["device=cpu", "query.selector=kmeans"]))
+import torch
+from meal_gpu.select import seed_kmeans, snap_kmeans
+seed_kmeans(torch.rand(9, 2), 3, torch.rand(3, dtype=torch.float64))
+assert not tried, tried
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+snap_kmeans(torch.rand(9, 2), 3, 0)
+assert "sklearn.cluster" in sys.modules and not tried
+"""
+
+
+def test_a_backend_is_imported_when_it_is_chosen_and_not_before():
+    """All of meal_gpu, in a fresh interpreter in which the extra cannot be imported."""
+    ended = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
