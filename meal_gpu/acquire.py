@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from .errors import InputError
 from .experiment import Experiment
 from .model import DeepLabV3Plus
 from .pool import Pool
-from .predict import Predictions, non_finite_patch, predict
+from .predict import Predictions, bad_patch, predict
 from .randomness import derive, generator
 from .select import PoolView
 from .timing import StageClock
@@ -22,11 +21,11 @@ class Query:
     """D_Q: the patches to ask for."""
 
     ids: Tensor
-    """int64 ``[n]``, distinct and free."""
+    """int64 ``[n]``, distinct and free; on the host."""
     scores: Tensor | None
-    """float32 ``[n]``; None where the strategy scores nothing."""
-    embedded: dict[str, np.ndarray] = field(default_factory=dict)
-    """Arrays for ``embedding.npz``: the pool's points, and the candidates' ids and points of this round."""
+    """float32 ``[n]``, on the host; None where the strategy scores nothing."""
+    embedded: dict[str, Tensor] = field(default_factory=dict)
+    """For ``embedding.npz``: the pool's points, and the candidates' ids and points of this round; on the device."""
 
 
 def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int, k: int, clock: StageClock) -> Query:
@@ -39,11 +38,9 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = experiment.strategy.choose(view, experiment.config.query.n_query)
+        ids, scores = _read(ids, view.free, seen, experiment, k)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
-    # From here on the host reads: nothing before has waited for the device, unless the strategy embeds.
-    _check_finite(seen, experiment, k)
-    _check_promise(ids, view.free, experiment)
-    return Query(ids, None if seen.score is None else seen.score[ids], embedded)
+    return Query(ids, scores, embedded)
 
 
 def _score(experiment: Experiment, model: DeepLabV3Plus) -> Predictions:
@@ -57,28 +54,27 @@ def _score(experiment: Experiment, model: DeepLabV3Plus) -> Predictions:
 
 
 def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: int,
-          clock: StageClock) -> tuple[PoolView, dict[str, np.ndarray]]:
+          clock: StageClock) -> tuple[PoolView, dict[str, Tensor]]:
     """What the strategy may look at, and a place where its embeddings are remembered."""
     config, needs = experiment.config, experiment.strategy.needs
     ids, draw = torch.arange(pool.n_patches, device=pool.device), generator(seed, k, "select")
-    embedded: dict[str, np.ndarray] = {}
+    embedded: dict[str, Tensor] = {}
     vectors = seen.features
     if vectors is None and needs & {"features", "embedding"}:
         vectors = experiment.pretrained_vectors
 
     def remember(candidates: Tensor, points: Tensor) -> Tensor:
-        embedded[f"round_{k}_candidates"], embedded[f"round_{k}_points"] = (
-            candidates.cpu().numpy(), points.cpu().numpy())
+        embedded[f"round_{k}_candidates"], embedded[f"round_{k}_points"] = candidates, points
         return points
 
     def place(candidates: Tensor) -> Tensor:
         assert vectors is not None
-        _check_finite(seen, experiment, k)
         with clock.stage("embed"):
             phi = experiment.embedding(seed)
-            embedded["points"] = phi.points.cpu().numpy()
+            embedded["points"] = phi.points
             if config.model.freeze_backbone:  # the pool is closed and its vectors are constants: look them up
                 return remember(candidates, phi.points[candidates])
+            _check_finite(seen, experiment, k)
             return remember(candidates, phi.place(vectors[candidates]))
 
     def fit_alone(candidates: Tensor) -> Tensor:
@@ -101,15 +97,34 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
 
 
 def _check_finite(seen: Predictions, experiment: Experiment, k: int) -> None:
-    bad = non_finite_patch(seen)
-    if bad is not None:
-        image = experiment.stores.train.names[experiment.grid.split(bad)[0]]
+    """Before anything is embedded: the libraries take no NaN. They wait for the device anyway."""
+    _raise_bad(int(bad_patch(seen, experiment.backend.device)), experiment, k)
+
+
+def _read(ids: Tensor, free: Tensor, seen: Predictions, experiment: Experiment, k: int) -> tuple[Tensor, Tensor | None]:
+    """The one transfer of a query: ids and scores ``[n]`` on the host, checked there. Nothing before waits.
+
+    Unless the strategy embeds, that is: UMAP waits in its library.
+    """
+    wanted, name = experiment.config.query.n_query, experiment.config.query.strategy
+    if ids.shape != (wanted,):
+        raise ValueError(f"strategy '{name}' must return {wanted} patch ids, and returned {list(ids.shape)}")
+    inside = (ids >= 0) & (ids < len(free))
+    ids = torch.where(inside, ids, -1)  # so that nothing is looked up outside
+    scores = torch.zeros(wanted, device=ids.device) if seen.score is None else seen.score[ids]
+    may = (inside & free[ids]).double()
+    # float64 holds ids and float32 scores exactly.
+    bad = bad_patch(seen, ids.device).double().view(1)
+    *read, found = torch.cat([ids.double(), scores.double(), may, bad]).tolist()
+    _raise_bad(int(found), experiment, k)
+    asked = list(map(int, read[:wanted]))
+    if len(set(asked)) != wanted or not all(read[2 * wanted :]):
+        raise ValueError(f"strategy '{name}' must return {wanted} distinct free patch ids, and returned {asked}")
+    return torch.tensor(asked), None if seen.score is None else torch.tensor(read[wanted : 2 * wanted])
+
+
+def _raise_bad(patch: int, experiment: Experiment, k: int) -> None:
+    if patch >= 0:
+        image = experiment.stores.train.names[experiment.grid.split(patch)[0]]
         raise InputError(f"Round {k}: the network's output for image {image} is not finite: training diverged. "
                          "Lower train.lr, or use model.precision: float32; the rounds before are kept.")
-
-
-def _check_promise(ids: Tensor, free: Tensor, experiment: Experiment) -> None:
-    wanted = experiment.config.query.n_query
-    if len(ids) != wanted or len(ids.unique()) != wanted or not bool(free[ids].all()):
-        raise ValueError(f"strategy '{experiment.config.query.strategy}' must return {wanted} distinct free patch ids, "
-                         f"and returned {ids.tolist()}")

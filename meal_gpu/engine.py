@@ -122,13 +122,13 @@ def results(experiment: Experiment, history: History[Score]) -> Record:
 def show(experiment: Experiment, model: DeepLabV3Plus, chosen: Query, k: int, directory: Path) -> None:
     """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
     if chosen.embedded:
-        chosen.embedded[f"round_{k}_chosen"] = chosen.ids.cpu().numpy()
-        update_arrays(directory / "embedding.npz", chosen.embedded)
-    maps = patch_maps(model, experiment.features(model), chosen.ids, experiment.backend)
+        arrays = {name: value.cpu().numpy() for name, value in chosen.embedded.items()}
+        update_arrays(directory / "embedding.npz", {**arrays, f"round_{k}_chosen": chosen.ids.numpy()})
+    maps = patch_maps(model, experiment.features(model), chosen.ids.to(experiment.backend.device), experiment.backend)
     places = [(patch // experiment.grid.cells, experiment.grid.box(patch % experiment.grid.cells))
               for patch in chosen.ids.tolist()]
     update_arrays(gallery_file(directory, k + 1), {
-        "ids": chosen.ids.cpu().numpy(),
+        "ids": chosen.ids.numpy(),
         "image": np.stack([experiment.stores.train.images[i, y0:y1, x0:x1] for i, (y0, x0, y1, x1) in places]),
         "prediction": maps.prediction.cpu().numpy(), "entropy": maps.entropy.half().cpu().numpy(),
     })

@@ -48,8 +48,8 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     score
         ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
 
-    Nothing is checked for being finite here, since that would wait for the device: `non_finite_patch` does it once
-    for the whole pool.
+    Nothing is checked for being finite here, since that would wait for the device: `bad_patch` does it once for the
+    whole pool, without waiting.
     """
     model.eval()
     grid = features.frames.grid
@@ -89,10 +89,10 @@ def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: B
     return PatchMaps(torch.cat(entropy), torch.cat(prediction))
 
 
-def non_finite_patch(predictions: Predictions) -> int | None:
-    """The first patch of which anything is not finite (NaN or infinite logits), or None. Waits for the device."""
+def bad_patch(predictions: Predictions, device: torch.device) -> Tensor:
+    """The first patch of which anything is not finite (NaN or infinite logits), -1 for none: int64 ``[]``."""
     known = [values.unsqueeze(-1).flatten(1) for values in vars(predictions).values() if values is not None]
     if not known:
-        return None
+        return torch.full((), -1, device=device)
     bad = torch.stack([~values.isfinite().all(1) for values in known]).any(0)
-    return int(bad.to(torch.uint8).argmax()) if bool(bad.any()) else None
+    return torch.where(bad.any(), bad.to(torch.uint8).argmax(), -1)

@@ -1,44 +1,37 @@
-"""The query procedure on a CUDA device that is only pretended: which device every tensor is on, and who waits for it.
+"""The query procedure on a CUDA device that is only pretended, and who reads device memory from the host.
 
 `FakeTensorMode` carries shapes, dtypes and devices through the real code without computing. An operation that mixes
-devices raises, and so does one whose result the host would have to wait for.
+devices raises, and so does one whose result the host would have to wait for. What it cannot go through, the whole
+query, runs on the CPU, with every call counted that would stop a GPU.
 """
+
+import dataclasses
 
 import pytest
 import torch
-from tiny import tiny_backend
+from tiny import tiny_backend, tiny_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+import meal_gpu.acquire as acquire_module
+from meal_gpu import rapids
+from meal_gpu.acquire import acquire
 from meal_gpu.config import ModelConfig, QueryConfig
+from meal_gpu.embed import Embedding
+from meal_gpu.engine import initial_patches
+from meal_gpu.experiment import prepare
 from meal_gpu.features import Features
 from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.predict import predict
-from meal_gpu.select import PoolView, entropy, seed_kmeans
+from meal_gpu.select import PoolView, entropy, seed_kmeans, snap_kmeans
+from meal_gpu.timing import StageClock
+from meal_gpu.transfers import HostReads
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) and not torch.cuda.is_available(),
     reason="older PyTorch asks the driver for the device of a pretended index")
-
-
-class Transfers(TorchDispatchMode):
-    """Records every copy from the device to the host and every wait for a value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        on_device = any(isinstance(arg, torch.Tensor) and arg.device.type == "cuda" for arg in args)
-        to_host = isinstance(result, torch.Tensor) and result.device.type == "cpu"
-        if on_device and (to_host or name in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
-            self.found.append(name)
-        return result
 
 
 @pytest.fixture
@@ -58,12 +51,13 @@ def pretended():
 @pytest.mark.filterwarnings("ignore:User provided device_type")
 @pytest.mark.parametrize("context", ["image", "patch"])
 @pytest.mark.parametrize("cached", [True, False])
-def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached):
+def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached, monkeypatch):
+    monkeypatch.setattr(rapids, "kmeans_centroids", lambda points, n, seed: points[:n].double())
     images, model = pretended
     grid, backend = Grid(2, 3, 64, 96), tiny_backend()
     frames = HeldFrames.of(images, grid, context, CUDA)
     features = Features.of(frames, model, backend, cached)
-    with Transfers() as transfers:
+    with HostReads() as reads:
         seen = predict(model, features, {"score", "features", "probabilities"}, "entropy", backend)
         ids = torch.arange(36, device=CUDA)
         free = torch.ones(36, dtype=torch.bool, device=CUDA)
@@ -72,18 +66,66 @@ def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached):
                         uniforms=lambda n: torch.rand(n, dtype=torch.float64, device=CUDA))
         candidates = entropy(view, 8)
         picked = candidates[seed_kmeans(seen.features[candidates], 4, view.uniforms(4))]
-    assert transfers.found == []
+        clustered = candidates[snap_kmeans(seen.features[candidates], 4, 0, "cuml")]
+    assert reads.found == {}
     for tensor, shape in ((seen.score, (36,)), (seen.features, (36, 112)), (seen.probabilities, (36, 5)),
-                          (picked, (4,))):
+                          (picked, (4,)), (clustered, (4,))):
         assert isinstance(tensor, FakeTensor)
         assert tensor.device.type == "cuda"
         assert tensor.shape == shape
 
 
-def test_the_recorder_sees_a_transfer_and_a_wait(pretended):
-    """What the test above relies on."""
-    with Transfers() as transfers:
-        torch.zeros(3, device=CUDA).cpu()
-        assert transfers.found == ["_to_copy"]
+READ_ONCE = {"acquire.py: tolist": 1}
+"""The chosen ids, their scores and whether both are right, in one piece: all that a query reads."""
+
+
+@pytest.mark.parametrize(("strategy", "frozen", "allowed"), [
+    ("random", True, READ_ONCE), ("entropy", True, READ_ONCE), ("meal", True, READ_ONCE), ("entropy", False, READ_ONCE),
+    # Before anything is embedded the vectors are looked at once: the libraries take no NaN.
+    ("meal", False, {**READ_ONCE, "acquire.py: int": 1}), ("meal_ft", True, {**READ_ONCE, "acquire.py: int": 1}),
+])
+@pytest.mark.parametrize("selector", ["seeding", "kmeans"])
+def test_a_query_reads_once(tmp_path, monkeypatch, strategy, frozen, allowed, selector):
+    """A whole query on the CPU; in place of UMAP and k-means two columns, as a library on the device gives them."""
+    plane = Embedding(torch.randn(36, 2, generator=torch.Generator().manual_seed(0)), lambda vectors: vectors[:, :2])
+    monkeypatch.setattr(acquire_module, "fit", lambda vectors, *args: Embedding(vectors[:, :2]))
+    monkeypatch.setattr(rapids, "kmeans_centroids", lambda points, n, seed: points[:n].double() + 0.1)
+    experiment = prepare(tiny_config(tmp_path, **{"query.strategy": strategy, "query.selector": selector,
+                                                  "model.freeze_backbone": frozen}))
+    experiment.backend = dataclasses.replace(experiment.backend, kmeans="cuml")
+    experiment._embeddings[0] = plane
+    if frozen:
+        experiment.pretrained_vectors  # noqa: B018  once in a run
+    pool, ids = experiment.new_pool(), initial_patches(experiment, 0)
+    pool.reveal(ids, torch.zeros(len(ids), 32, 32, dtype=torch.uint8))
+    model = experiment.new_model(0, 0)
+    with HostReads() as reads:
+        query = acquire(experiment, pool, model, 0, 0, StageClock(torch.device("cpu")))
+    assert reads.found == allowed
+    assert bool(pool.free[query.ids].all())
+    assert len(query.ids.unique()) == 4
+
+
+def test_the_recorder_sees_what_would_stop_a_gpu():
+    """What the tests above rely on; here nothing but the test is at work."""
+    x, mask = torch.arange(4.0), torch.tensor([True, False, True, False])
+    for read, name in ((lambda: x.cpu(), "cpu"), (lambda: x.tolist(), "tolist"), (lambda: x.numpy(), "numpy"),
+                       (lambda: float(x[0]), "float"), (lambda: bool(x[0] > 0), "bool"), (lambda: x[0].item(), "item"),
+                       (lambda: mask.nonzero(), "nonzero"), (lambda: x[mask], "index"), (lambda: x.unique(), "unique2"),
+                       (lambda: x.masked_select(mask), "masked_select")):
+        with HostReads() as reads:
+            read()
+        assert reads.found == {f"outside: {name}": 1}
+    with HostReads() as reads:
+        x[torch.tensor([1, 2])].sum().add(1).sort()
+    assert reads.found == {}
+
+
+def test_the_recorder_sees_a_transfer_and_a_wait_on_a_pretended_device(pretended):
+    with HostReads() as reads:
+        torch.zeros(3, device=CUDA).to("cpu")
+        torch.zeros(3).copy_(torch.zeros(3, device=CUDA))
+        torch.zeros(3, device=CUDA).copy_(torch.zeros(3))
         with pytest.raises(Exception, match="_local_scalar_dense"):
             bool(torch.zeros(1, device=CUDA).any())
+    assert reads.found == {"outside: to_copy": 1, "outside: copy": 1, "outside: bool": 1}
