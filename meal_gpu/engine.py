@@ -124,7 +124,7 @@ def show(experiment: Experiment, model: DeepLabV3Plus, chosen: Query, k: int, di
     if chosen.embedded:
         arrays = {name: value.cpu().numpy() for name, value in chosen.embedded.items()}
         update_arrays(directory / "embedding.npz", {**arrays, f"round_{k}_chosen": chosen.ids.numpy()})
-    maps = patch_maps(model, experiment.features(model), chosen.ids.to(experiment.backend.device), experiment.backend)
+    maps = patch_maps(model, experiment.features(model), chosen.ids, experiment.backend)
     places = [(patch // experiment.grid.cells, experiment.grid.box(patch % experiment.grid.cells))
               for patch in chosen.ids.tolist()]
     update_arrays(gallery_file(directory, k + 1), {

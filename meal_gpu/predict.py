@@ -73,13 +73,13 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
 
 @torch.no_grad()
 def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
-    """Entropy map and prediction of single patches, through the windowed decoder."""
+    """Entropy map and prediction of single patches ``ids`` int64 ``[n]`` (host), through the windowed decoder."""
     model.eval()
     cells, windows = features.frames.grid.cells, features.windows()
     entropy, prediction = [], []
-    parts = ids.cpu().split(batch_size(features.frames.grid))
+    parts = ids.split(batch_size(features.frames.grid))
     for part, maps in zip(parts, features.read(model, [part // cells for part in parts]), strict=True):
-        at = windows.of((part % cells).to(ids.device))
+        at = windows.of((part % cells).to(features.frames.device))
         with backend.autocast():
             logits = model.window_logits(*maps, at)
         pixels = along(at.rows.pixels, at.cols.pixels, logits.float().permute(0, 2, 3, 1))
