@@ -31,6 +31,8 @@ class Embedding:
     """float32 ``[n, n_components]``: where the fitted vectors lie, on their device."""
     place: Callable[[Tensor], Tensor] = _no_place
     """Vectors float32 ``[m, C]`` that the fit did not see (a finetuned backbone moves them) → points ``[m, d]``."""
+    reducer: Any = None
+    """The library's fitted UMAP; None where the points came from the cache, or are too few for one."""
 
 
 def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-learn") -> Embedding:
@@ -48,9 +50,9 @@ def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-le
         from . import rapids
 
         points, reducer = rapids.fit_umap(features, config, seed)
-        return Embedding(points, functools.partial(rapids.place_umap, reducer))
+        return Embedding(points, functools.partial(rapids.place_umap, reducer), reducer)
     points, reducer = _fit_on_host(features.cpu(), config, seed)
-    return Embedding(points.to(features.device), functools.partial(_place_on_host, reducer))
+    return Embedding(points.to(features.device), functools.partial(_place_on_host, reducer), reducer)
 
 
 def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
