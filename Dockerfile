@@ -16,8 +16,9 @@ COPY pyproject.toml README.md LICENSE ./
 # change, and not with every change of pyproject.toml or of the source.
 RUN mkdir /requirements && python3 -c 'import pathlib, tomllib; \
 project = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]; \
-core, cuda = project["dependencies"], project["optional-dependencies"]["cuda"]; \
-lists = {"torch": [line for line in core if line.startswith("torch")], "core": core, "cuda": core + cuda}; \
+core, extras = project["dependencies"], project["optional-dependencies"]; \
+lists = {"torch": [line for line in core if line.startswith("torch")], "cpu": core + extras["dask"], \
+         "cuda": core + extras["cuda"] + extras["dask-cuda"]}; \
 [pathlib.Path(f"/requirements/{name}.txt").write_text("\n".join(lines) + "\n") for name, lines in lists.items()]'
 COPY meal_gpu meal_gpu
 COPY kernels kernels
@@ -36,13 +37,13 @@ RUN apt-get update \
  && python3 -m venv /opt/meal-gpu \
  && install -d -m 1777 /cache /data /runs
 ENV PATH=/opt/meal-gpu/bin:$PATH LANG=C.UTF-8 PYTHONUNBUFFERED=1
-COPY --from=build /requirements/torch.txt /requirements/core.txt /requirements/
+COPY --from=build /requirements/torch.txt /requirements/cpu.txt /requirements/
 # PyPI's PyTorch works without a GPU and brings CUDA's libraries along (4 GB). PyTorch's own index has it without:
 # --build-arg TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG TORCH_INDEX_URL=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -r /requirements/torch.txt \
- && pip install -r /requirements/core.txt
+ && pip install -r /requirements/cpu.txt
 COPY --from=build /wheel /wheel
 RUN pip install --no-cache-dir --no-deps /wheel/*.whl
 # Downloaded weights, decoded images, embeddings and compiled kernels; any user may write there.

@@ -95,8 +95,9 @@ def test_the_lists_of_dependencies_are_those_of_pyproject(tmp_path):
     where = tmp_path / "requirements"
     subprocess.run(["sh", "-ec", line.replace("/requirements", str(where))], cwd=tmp_path, check=True)
     lists = {file.stem: file.read_text().splitlines() for file in where.iterdir()}
-    core, cuda = PROJECT["dependencies"], PROJECT["optional-dependencies"]["cuda"]
-    assert lists == {"core": core, "cuda": core + cuda, "torch": [core[0], core[1]]}
+    core, extras = PROJECT["dependencies"], PROJECT["optional-dependencies"]
+    assert lists == {"torch": core[:2], "cpu": core + extras["dask"],
+                     "cuda": core + extras["cuda"] + extras["dask-cuda"]}
     assert [re.match(r"\w+", line)[0] for line in lists["torch"]] == ["torch", "torchvision"]
 
 
