@@ -58,6 +58,7 @@ DrawOption = Annotated[int, typer.Option(
 def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0,
                 only: Annotated[str, typer.Option(metavar="STAGE,...", help="Measure these stages alone.")] = "",
                 draw: DrawOption = 0,
+                images: Annotated[int, typer.Option(metavar="N", min=0, help="Use N images of the pool; 0: all.")] = 0,
                 estimate: Annotated[str, typer.Option(metavar="DEVICE", help="Measure nothing: estimate the least time "
                                                       "on a device by its data sheet (h100, a100).")] = "",
                 json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
@@ -72,7 +73,7 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
         if estimate:
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
         else:
-            measured(lambda: round.run(loaded, Effort(seconds), names), json_, compare, tolerance, out)
+            measured(lambda: round.run(loaded, Effort(seconds), names, images=images), json_, compare, tolerance, out)
 
 
 @app.command("embed")

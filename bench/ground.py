@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meal_gpu.config import Config
+from meal_gpu.datasets import Dataset, Sample, open_dataset
 from meal_gpu.embed import Embedding, fit
 from meal_gpu.engine import initial_patches
 from meal_gpu.errors import InputError
@@ -59,9 +60,9 @@ class Ground:
     phi: Embedding
 
     @classmethod
-    def of(cls, config: Config, folder: Path) -> "Ground":
+    def of(cls, config: Config, folder: Path, images: int = 0) -> "Ground":
         """Ingest, compute features, fit the embedding, train a little: all that the stages need to be warm."""
-        experiment = prepare(config)
+        experiment = prepare(config, dataset=limited(config, images))
         train_store, val = experiment.stores.train, experiment.stores.val
         if train_store.masks is None:
             raise InputError("This pool has no masks: a round cannot be measured without labels. Use a labelled data "
@@ -85,7 +86,7 @@ class Ground:
         ids = order[: min(TRAINED, len(order))]
         labels = SimulatedOracle(train_store.masks, grid).label(0, ids)
         vectors = experiment.pretrained_vectors
-        phi = fit(vectors, config.umap, derive(config.seeds[0], 0, "umap") % 2**32)
+        phi = fit(vectors, config.umap, derive(config.seeds[0], 0, "umap") % 2**32, experiment.backend.umap)
         network = Network.of(config, experiment.num_classes, experiment.backend.dtype)
         ground = cls(experiment, folder, n, n_val, model, frames, features, val_features, val_masks, ids.to(device),
                      labels.to(device), network, vectors, phi)
@@ -148,7 +149,8 @@ class Ground:
         draw = generator(self.config.seeds[0], 0, "select")
         uniforms = torch.rand(self.config.query.n_query, generator=draw, dtype=torch.float64).to(device)
         return PoolView(image=ids // cells, cell=ids % cells, free=free, n_free=len(ids) - len(labelled),
-                        labelled=~free, query=self.config.query, score=score, uniforms=lambda n: uniforms[:n])
+                        labelled=~free, query=self.config.query, score=score, uniforms=lambda n: uniforms[:n],
+                        kmeans=experiment.backend.kmeans)
 
 
 def frames_of(experiment: Experiment, images: np.ndarray) -> Frames:
@@ -162,6 +164,19 @@ def frames_of(experiment: Experiment, images: np.ndarray) -> Frames:
 
 def masks_of(experiment: Experiment, masks: np.ndarray) -> HeldFrames:
     return HeldFrames.of(masks, experiment.grid, experiment.config.data.context, experiment.backend.device)
+
+
+def limited(config: Config, images: int) -> Dataset:
+    """The data set, or evenly spaced images of it: so many of the pool, and as large a share of the others."""
+    dataset = open_dataset(config.data)
+    if not 0 < images < len(dataset.train):
+        return dataset
+
+    def every(samples: tuple[Sample, ...], n: int) -> tuple[Sample, ...]:
+        return tuple(samples[i * len(samples) // n] for i in range(n))
+
+    return replace(dataset, train=every(dataset.train, images),
+                   val=every(dataset.val, math.ceil(len(dataset.val) * images / len(dataset.train))))
 
 
 def maps_of(features: Features, model: DeepLabV3Plus) -> Iterator[tuple[Tensor, Tensor]]:

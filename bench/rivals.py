@@ -223,7 +223,7 @@ def transform(ground: Ground, candidates: Tensor) -> Rival:
         ours, theirs = phi.points[candidates], phi.place(vectors)
         return float((ours - theirs).norm(dim=1).median() / (phi.points - phi.points.mean(0)).norm(dim=1).mean())
 
-    return Rival("umap transform", lambda: phi.place(vectors), lambda: phi.points[candidates], error, 0.25,
+    return Rival("UMAP transform", lambda: phi.place(vectors), lambda: phi.points[candidates], error, 0.25,
                  "median distance over the embedding's mean radius", len(candidates))
 
 
@@ -256,7 +256,7 @@ def layout_work(reducer: Any, vectors: Tensor) -> Work:
     """Of a UMAP fit: exact distances where umap-learn takes them, and the moves of its layout."""
     n, d = vectors.shape
     distances = 2 * n * n * d if n < 4096 else 0
-    if reducer is None or reducer.graph_.shape[0] != n:
+    if not hasattr(reducer, "negative_sample_rate") or reducer.graph_.shape[0] != n:  # cuML: its own kernels
         return Work(flops=distances)
     weights = reducer.graph_.data
     epochs = reducer.n_epochs or (500 if n <= 10_000 else 200)

@@ -13,7 +13,7 @@ from meal_gpu.experiment import prepare
 from meal_gpu.oracle import SimulatedOracle
 from meal_gpu.timing import StageClock
 
-from .ground import Ground
+from .ground import Ground, limited
 from .machine import Roofs, card, measure_roofs
 from .measure import Calibration, Effort, Timer, Timing, interleaved
 from .memory import peak
@@ -25,7 +25,7 @@ SLOW_SECONDS = 4.0
 
 
 def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 1, compare: bool = True,
-        part: Part = "round", make: Callable[[Ground], list[Case]] = cases) -> Result:
+        images: int = 0, part: Part = "round", make: Callable[[Ground], list[Case]] = cases) -> Result:
     """Measure the stages of a round, or those of another part that ``make`` makes.
 
     Parameters
@@ -36,6 +36,8 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         How many times to measure a whole round in one go.
     compare
         Also time the baselines. Ours is compared with theirs in any case.
+    images
+        Use a part of the pool, evenly spaced; 0: all of it.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
     config = as_benchmarked(config)
     with tempfile.TemporaryDirectory(prefix="meal-gpu-bench-") as name:
         folder = Path(name)
-        ground = Ground.of(in_store(config, folder / "store"), folder)
+        ground = Ground.of(in_store(config, folder / "store"), folder, images)
         found = [case for case in make(ground) if not only or case.name in only]
         device = ground.experiment.backend.device
         roofs = measure_roofs(device, ground.experiment.backend.dtype,
@@ -57,9 +59,10 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
         total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
         del ground, found  # the next round needs the memory
-        at_once = whole_round(config, folder, whole, total, device) if whole and not only and part == "round" else None
-    return Result(part=part, subject=subject, settings=settings(config, only), machine=card(), device=device.type,
-                  roofs=roofs, stages=shared(stages), whole=at_once, notes=tuple(notes))
+        go = whole and not only and part == "round"
+        at_once = whole_round(config, folder, whole, total, device, images) if go else None
+    return Result(part=part, subject=subject, settings=settings(config, only, images), machine=card(),
+                  device=device.type, roofs=roofs, stages=shared(stages), whole=at_once, notes=tuple(notes))
 
 
 def as_benchmarked(config: Config) -> Config:
@@ -73,10 +76,10 @@ def in_store(config: Config, store: Path) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
 
 
-def settings(config: Config, only: Collection[str] = ()) -> dict[str, object]:
+def settings(config: Config, only: Collection[str] = (), images: int = 0) -> dict[str, object]:
     """All that decides what work is done; not where the files are."""
     content = config.model_dump(mode="json", exclude={"data": {"root", "store"}, "model": {"weights"}})
-    return {**content, "only": sorted(only)}
+    return {**content, "only": sorted(only), "images": images}
 
 
 def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, calibration: Calibration,
@@ -97,13 +100,15 @@ def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
                  baselines=tuple(others), note=case.note)
 
 
-def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, device: torch.device) -> Whole:
+def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, device: torch.device,
+                images: int = 0) -> Whole:
     """From image files to the labels of the first query, with one epoch of training and one evaluation."""
     short = config.model_copy(update={"train": config.train.model_copy(
         update={"epochs": 1, "final_epochs": 1, "eval_every": 1})})
 
     def go(number: int) -> None:
-        experiment = prepare(in_store(short, folder / f"whole-{number}"))
+        stored = in_store(short, folder / f"whole-{number}")
+        experiment = prepare(stored, dataset=limited(stored, images))
         pool, clock, seed = experiment.new_pool(), StageClock(device), short.seeds[0]
         masks = experiment.stores.train.masks
         assert masks is not None

@@ -123,7 +123,7 @@ def _calls(config: Config, backend: Backend, point: Point, model: DeepLabV3Plus,
         "seeding": (patches, lambda: represent(points, min(32, len(points)), view), Work(dispatches=32 * 15)),
     }
     if 15 < patches <= umap_to:
-        calls["UMAP fit"] = patches, lambda: fit(found, config.umap, 0), Work()
+        calls["UMAP fit"] = patches, lambda: fit(found, config.umap, 0, backend.umap), Work()
     return calls
 
 

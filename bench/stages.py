@@ -152,7 +152,7 @@ def _select(ground: Ground) -> list[Case]:
     return [
         Case("top-k", n_patches, "patches", lambda: view.most_uncertain(query.n_informative),
              Work(bytes=n_patches * 5, dispatches=7), 1, 1, [rivals.numpy_top(view)]),
-        Case("UMAP fit", len(fitted), "patches", lambda: fit(fitted, config.umap, seed),
+        Case("UMAP fit", len(fitted), "patches", lambda: fit(fitted, config.umap, seed, experiment.backend.umap),
              rivals.layout_work(phi.reducer, fitted), 1, float(each_round),
              note="in every round: meal_ft" if each_round else "once per data set and seed, then kept"),
         *([] if each_round else [Case(

@@ -106,15 +106,15 @@ class Experiment:
         return torch.cat(parts)
 
 
-def prepare(config: Config, progress: Progress = no_progress) -> Experiment:
+def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset | None = None) -> Experiment:
     """Check everything that can be checked before long work, ingest what is not in the store, load the network.
 
-    Raises `InputError` for bad input of any kind.
+    ``dataset`` stands in for the configured one, such as a part of it. Raises `InputError` for bad input of any kind.
     """
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config)
     announce(backend, config)
-    dataset = open_dataset(config.data)
+    dataset = dataset or open_dataset(config.data)
     _check_budget(config, len(dataset.train))
     _check_oracle(config, dataset)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it

@@ -119,7 +119,7 @@ def test_parts_of_a_round(monkeypatch, made):
 
 def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
     monkeypatch.setattr(round, "measure_roofs", lambda *args: ROOFS)
-    monkeypatch.setattr(round.Ground, "of", lambda config, folder: made)
+    monkeypatch.setattr(round.Ground, "of", lambda config, folder, images: made)
     monkeypatch.setattr(made, "folder", tmp_path)
     result = round.run(config, SHORT)
     assert result.part == "round"
@@ -130,6 +130,14 @@ def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
     assert "research code" in result.notes[0]
     assert result.settings["data"]["image_size"] == [64, 96]
     assert "root" not in result.settings["data"]
+
+
+def test_a_part_of_the_pool_is_evenly_spaced(config):
+    part = ground.limited(config, 3)
+    whole = ground.limited(config, 0)
+    assert [sample.name for sample in part.train] == [whole.train[i].name for i in (0, 2, 5)]
+    assert len(part.val) == 1  # of two, three eighths
+    assert ground.limited(config, 99).train == whole.train
 
 
 def test_a_pool_without_masks_is_refused(make_folder, tmp_path):
