@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from typer.core import TyperGroup
 
 from meal_gpu.files import write_atomic
@@ -68,12 +69,13 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
     from . import round
     from .measure import Effort
 
-    names = [name.strip() for name in only.split(",") if name.strip()]
+    names, doing = [name.strip() for name in only.split(",") if name.strip()], _Doing()
     with _config(config, set_, draw) as loaded:
         if estimate:
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
         else:
-            measured(lambda: round.run(loaded, Effort(seconds), names, images=images), json_, compare, tolerance, out)
+            measured(lambda: round.run(loaded, Effort(seconds), names, images=images, tell=doing),
+                     json_, compare, tolerance, out, doing)
 
 
 @app.command("embed")
@@ -84,8 +86,9 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from . import embed
     from .measure import Effort
 
+    doing = _Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: embed.run(loaded, Effort(seconds)), json_, compare, tolerance, out)
+        measured(lambda: embed.run(loaded, Effort(seconds), doing), json_, compare, tolerance, out, doing)
 
 
 @app.command("train")
@@ -96,8 +99,9 @@ def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from . import training
     from .measure import Effort
 
+    doing = _Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: training.run(loaded, Effort(seconds)), json_, compare, tolerance, out)
+        measured(lambda: training.run(loaded, Effort(seconds), tell=doing), json_, compare, tolerance, out, doing)
 
 
 @app.command("scale")
@@ -117,6 +121,16 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     sizes = sorted({int(part) for part in pools.split(",")})
     with _config(config, set_, 0) as loaded:
         measured(lambda: scale.run(loaded, Effort(seconds, 3), sizes, umap_to=umap_to), json_, compare, tolerance, out)
+
+
+class _Doing:
+    """Says what is being done, beside the spinner once it turns."""
+
+    status: Status | None = None
+
+    def __call__(self, text: str) -> None:
+        if self.status is not None:
+            self.status.update(text)
 
 
 @contextmanager
@@ -161,7 +175,7 @@ def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
 
 
 def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | None, tolerance: str,
-             out: Path | None) -> None:
+             out: Path | None, doing: "_Doing | None" = None) -> None:
     """Measure, then print, write and compare. What can be refused is refused before the measuring."""
     from .compare import tolerance_of
     from .result import Result, WrongResultError
@@ -170,7 +184,9 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
     allowed, old = tolerance_of(tolerance), Result.read(compare) if compare else None
     logging.getLogger("meal_gpu").setLevel(logging.WARNING)  # stores are built many times here
     try:
-        with _console(stderr=True).status("measuring"):
+        with _console(stderr=True).status("measuring") as status:
+            if doing is not None:
+                doing.status = status
             result = run()
     except WrongResultError as error:
         _console(stderr=True).print(f"[bold red]wrong result[/] {escape(str(error))}. Nothing was timed.",

@@ -1,5 +1,7 @@
 """``meal-gpu bench embed``: from feature vectors to a query: UMAP fit, placing, k-means++ seeding."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,9 +20,9 @@ MOST_ROWS = 2000
 """Trustworthiness takes all distances: of so many rows at most."""
 
 
-def run(config: Config, effort: Effort) -> Result:
+def run(config: Config, effort: Effort, tell: Callable[[str], None] = lambda doing: None) -> Result:
     """Measure the stages of the embedding on the pool of a config. Raises as `round.run` does."""
-    return round.run(config, effort, part="embed", make=embed_cases)
+    return round.run(config, effort, part="embed", make=embed_cases, tell=tell)
 
 
 def embed_cases(ground: Ground) -> list[Case]:

@@ -25,7 +25,8 @@ SLOW_SECONDS = 4.0
 
 
 def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 1, compare: bool = True,
-        images: int = 0, part: Part = "round", make: Callable[[Ground], list[Case]] = cases) -> Result:
+        images: int = 0, part: Part = "round", make: Callable[[Ground], list[Case]] = cases,
+        tell: Callable[[str], None] = lambda doing: None) -> Result:
     """Measure the stages of a round, or those of another part that ``make`` makes.
 
     Parameters
@@ -38,6 +39,8 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         Also time the baselines. Ours is compared with theirs in any case.
     images
         Use a part of the pool, evenly spaced; 0: all of it.
+    tell
+        Called with what is being done.
 
     Raises
     ------
@@ -49,16 +52,22 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
     config = as_benchmarked(config)
     with tempfile.TemporaryDirectory(prefix="meal-gpu-bench-") as name:
         folder = Path(name)
+        tell("making the pool ready")
         ground = Ground.of(in_store(config, folder / "store"), folder, images)
         found = [case for case in make(ground) if not only or case.name in only]
         device = ground.experiment.backend.device
+        tell("measuring the machine's roofs")
         roofs = measure_roofs(device, ground.experiment.backend.dtype,
                               [sample.image for sample in ground.experiment.stores.dataset.train[: ground.n]])
         calibration = Calibration(device)
-        stages = [measured(case, roofs, effort, device, calibration, compare) for case in found]
+        stages = []
+        for number, case in enumerate(found, 1):
+            tell(f"measuring {case.name} ({number} of {len(found)})")
+            stages.append(measured(case, roofs, effort, device, calibration, compare))
         subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
         total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
         del ground, found  # the next round needs the memory
+        tell("measuring a whole round")
         go = whole and not only and part == "round"
         at_once = whole_round(config, folder, whole, total, device, images) if go else None
     return Result(part=part, subject=subject, settings=settings(config, only, images), machine=card(),

@@ -1,6 +1,7 @@
 """``meal-gpu bench train``: a step and an epoch, against research code and against the same network compiled."""
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -16,9 +17,11 @@ from .rivals import Rival
 from .stages import Case, cases
 
 
-def run(config: Config, effort: Effort, compile_: bool = True) -> Result:
+def run(config: Config, effort: Effort, compile_: bool = True,
+        tell: Callable[[str], None] = lambda doing: None) -> Result:
     """Measure training on the pool of a config. Raises as `round.run` does."""
-    return round.run(config, effort, part="train", make=lambda ground: training_cases(ground, compile_))
+    return round.run(config, effort, part="train", make=lambda ground: training_cases(ground, compile_),
+                     tell=tell)
 
 
 def training_cases(ground: Ground, compile_: bool = True) -> list[Case]:

@@ -1,5 +1,6 @@
 """The regression rule, the schema, the table, the page, the command line of the benchmark."""
 
+import importlib
 import io
 import json
 import sys
@@ -222,3 +223,24 @@ def test_draw_is_for_cityscapes(meal_gpu):
     code, _, err = meal_gpu("bench", "demo", "--draw", "4")
     assert code == 2
     assert "--draw is for data.dataset cityscapes" in err
+
+
+@pytest.mark.parametrize("part", ["round", "embed", "training"])
+def test_what_a_part_finds_is_printed_written_and_compared(monkeypatch, meal_gpu, full, tmp_path, part):
+    """The measuring itself is tested with the parts; here it has been done already."""
+    def measured(config, effort, *rest, tell=None, **more):
+        (tell or rest[-1])("measuring")
+        return full
+
+    monkeypatch.setattr(importlib.import_module(f"meal_gpu.bench.{part}"), "run", measured)
+    command = ["bench", "train" if part == "training" else part, "demo"]
+    code, out, err = meal_gpu(*command, "--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
+    assert code == 0, err
+    assert "Next:" in out
+    assert Result.read(tmp_path / "r.json") == full
+    assert "Roofline" in (tmp_path / "r.html").read_text()
+    faster = full.stages[0].model_copy(update={"times": times(0.01, n=3)})
+    full.model_copy(update={"stages": (faster, *full.stages[1:])}).write(tmp_path / "old.json")
+    code, out, _ = meal_gpu(*command, "--compare", tmp_path / "old.json")
+    assert code == 1
+    assert "slower forward" in out
