@@ -1,6 +1,7 @@
 """``--out report.html``: a result as one page that loads nothing, in the look of the runs' report."""
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 from bokeh.core.properties import value as constant
@@ -11,7 +12,7 @@ from meal_gpu.report.figures import FONT, GREY, MORE_COLOURS, Figures, plot
 from meal_gpu.report.style import POLICY, SCRIPT, STYLE
 
 from .result import Estimate, Growth, Result, Stage
-from .table import advice, rate, share
+from .table import across, advice, milliseconds, rate, share
 
 BOUND_COLOURS = {"memory": "#2f80d0", "exp": "#c8417f", "FLOP": "#e0912f", "decode": "#2a9d74", "host": "#8a63d2",
                  "": GREY}
@@ -20,7 +21,8 @@ BOUND_COLOURS = {"memory": "#2f80d0", "exp": "#c8417f", "FLOP": "#e0912f", "deco
 def page(result: Result) -> str:
     """The whole page."""
     figures = Figures()
-    sections = [("numbers", "Stages", _numbers(result)), ("share", "Where a round goes", _bars(result)),
+    sections = [("numbers", "Stages", _numbers(result)), ("baselines", "Against the baselines", _baselines(result)),
+                ("share", "Where a round goes", _bars(result)),
                 ("roofline", "Roofline", _roofline(result, figures)), ("growth", "Growth", _growth(result, figures)),
                 ("estimate", "Estimate", _estimates(result.estimates)),
                 ("machine", "Machine and settings", _facts(result))]
@@ -53,12 +55,10 @@ def _where(result: Result) -> str:
 
 def _numbers(result: Result) -> str:
     if not result.stages:
-        return ""
-    head = ("stage", "items", "median ms", "20–80 %", "items/s", "rate", "bound", "of roof", "of a round", "host MB",
-            "device MB", "baseline", "ratio<small>20–80 %</small>")
-    rows = "".join(_row(stage) for stage in result.stages)
-    html = ('<div class="scroll"><table class="wide"><thead><tr>' + "".join(f"<th>{cell}</th>" for cell in head)
-            + f"</tr></thead><tbody>{rows}</tbody></table></div>")
+        return '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in result.notes) + "</ul>"
+    device = any(stage.peak.device_bytes is not None for stage in result.stages)
+    html = _table(("stage", "items", "median ms", "20–80 %", "items/s", "rate", "bound", "of roof", "of a round",
+                   "host MB", *(["device MB"] if device else [])), [_row(stage, device) for stage in result.stages])
     if result.whole:
         whole = result.whole
         html += (f"<p>A whole round ({escape(whole.content)}) takes {whole.times.median_ms:,.0f} ms in one go; its "
@@ -68,21 +68,34 @@ def _numbers(result: Result) -> str:
     return html + '<ul class="notes">' + "".join(f"<li>{escape(text)}</li>" for text in remarks) + "</ul>"
 
 
-def _row(stage: Stage) -> str:
+def _row(stage: Stage, device: bool) -> list[str]:
     def megabytes(value: int | None) -> str:
         return "–" if value is None else f"{value / 1e6:,.0f}"
 
-    others = [[escape(one.name), "–" if one.ratio is None else
-               f"{one.ratio[1]:.2f}<small> {one.ratio[0]:.2f}–{one.ratio[2]:.2f}</small>"] for one in stage.baselines]
-    first, *more = others or [["–", "–"]]
-    cells = [f"{stage.items:,} {escape(stage.unit)}", f"{stage.times.median_ms:,.2f}",
-             f"{stage.times.low_ms:,.2f}–{stage.times.high_ms:,.2f}", f"{stage.items_per_second:,.1f}", rate(stage),
-             stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
-             share(stage), megabytes(stage.peak.host_bytes),
-             megabytes(stage.peak.device_bytes), *first]
-    rows = f'<tr><th scope="row">{escape(stage.name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-    return rows + "".join(f'<tr><th></th><td colspan="10"></td><td>{name}</td><td>{ratio}</td></tr>'
-                          for name, ratio in more)
+    times = stage.times
+    return [escape(stage.name), f"{stage.items:,} {escape(stage.unit)}", milliseconds(times.median_ms),
+            across(times), f"{stage.items_per_second:,.4g}", rate(stage),
+            stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–", share(stage),
+            megabytes(stage.peak.host_bytes), *([megabytes(stage.peak.device_bytes)] if device else [])]
+
+
+def _baselines(result: Result) -> str:
+    rows = [[escape(stage.name), escape(other.name), f"{other.items or stage.items:,}",
+             milliseconds(other.times.median_ms) if other.times else "–",
+             f"{other.ratio[1]:.2f}" if other.ratio else "–",
+             f"{other.ratio[0]:.2f}–{other.ratio[2]:.2f}" if other.ratio else "–",
+             "–" if other.error is None else f"{other.error:.1e}", escape(other.note or other.checked)]
+            for stage in result.stages for other in stage.baselines]
+    return "" if not rows else "<p>The same work on the same items, interleaved with ours.</p>" + _table(
+        ("stage", "baseline", "items", "its ms", "ours is × faster", "20–80 %", "difference", "of what"), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML."""
+    body = "".join(f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+                   for first, *cells in rows)
+    return ('<div class="scroll"><table class="wide"><thead><tr>' + "".join(f"<th>{cell}</th>" for cell in head)
+            + f"</tr></thead><tbody>{body}</tbody></table></div>")
 
 
 def _bars(result: Result) -> str:

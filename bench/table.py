@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .compare import Verdict
-from .result import Result, Stage
+from .result import Result, Stage, Times
 
 RATES = {"memory": ("bytes", 1e9, "GB/s"), "FLOP": ("flops", 1e9, "GFLOP/s"), "exp": ("exps", 1e9, "Gexp/s"),
          "decode": ("pixels", 1e6, "Mpx/s")}
@@ -35,8 +35,8 @@ def show(result: Result, console: Console) -> None:
         console.print(_table(result))
     if result.whole:
         whole = result.whole
-        console.print(f"A whole round ({whole.content}): {_ms(whole.times.median_ms)} ms; its stages add up to "
-                      f"{_ms(whole.stage_sum_ms)} ms, {whole.gap:+.0%} is between them.", highlight=False)
+        console.print(f"A whole round ({whole.content}): {milliseconds(whole.times.median_ms)} ms; its stages add up "
+                      f"to {milliseconds(whole.stage_sum_ms)} ms, {whole.gap:+.0%} is between them.", highlight=False)
     for growth in result.growth:
         memory = "" if growth.memory_exponent is None else f", memory ~ n^{growth.memory_exponent:.2f}"
         console.print(f"{growth.stage} over {growth.over} {growth.sizes[0]:,.0f} … {growth.sizes[-1]:,.0f}: time ~ "
@@ -59,15 +59,15 @@ def _table(result: Result) -> Table:
     for stage in result.stages:
         added = stage.peak.device_bytes if stage.peak.device_bytes is not None else stage.peak.host_added_bytes
         table.add_row(
-            stage.name, f"{stage.items:,}", _ms(stage.times.median_ms),
-            f"{_ms(stage.times.low_ms)}–{_ms(stage.times.high_ms)}", _count(stage.items_per_second), rate(stage),
+            stage.name, f"{stage.items:,}", milliseconds(stage.times.median_ms),
+            across(stage.times), _count(stage.items_per_second), rate(stage),
             stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
             *([share(stage)] if rounds else []),
             "–" if added is None else f"{added / 1e6:,.0f}",
             *([_versus(stage)] if compared else []))
         for other in stage.baselines if len(stage.baselines) > 1 else ():
             cells = [other.note or "–", ""] if other.times is None else [
-                _ms(other.times.median_ms), f"{_ms(other.times.low_ms)}–{_ms(other.times.high_ms)}"]
+                milliseconds(other.times.median_ms), across(other.times)]
             few = f"{other.items:,}" if other.items else ""
             table.add_row(f"  {other.name}", few, *cells, *[""] * (4 + rounds + 1),
                           *([f"{other.ratio[1]:.1f}" if other.ratio else "–"] if compared else []), style="dim")
@@ -131,7 +131,12 @@ def show_verdicts(verdicts: list[Verdict], tolerance: float, console: Console) -
                       highlight=False, soft_wrap=True)
 
 
-def _ms(value: float) -> str:
+def across(times: Times) -> str:
+    """From the 20 % to the 80 % quantile."""
+    return f"{milliseconds(times.low_ms)}–{milliseconds(times.high_ms)}"
+
+
+def milliseconds(value: float) -> str:
     if value < 0.1:
         return f"{value:.2g}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
