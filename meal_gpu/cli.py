@@ -152,6 +152,21 @@ def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=C
 app.add_typer(bench, name="bench")
 
 
+@app.command()
+def selfcheck(json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings, for "
+                                                         "example to attach to a bug report.")] = None) -> None:
+    """Check every backend of this machine against its reference. Exit code 1 where one fails."""
+    from .files import write_atomic
+    from .selfcheck import CHECKS, as_json, show
+    from .selfcheck import selfcheck as check
+
+    results = show(check(), len(CHECKS), console)
+    if json_ is not None:
+        write_atomic(json_, as_json(results))
+    if any(result.state == "failed" for result in results):
+        raise typer.Exit(1)
+
+
 def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
     from . import launch
 

@@ -1,0 +1,213 @@
+"""`meal-gpu selfcheck`: every check holds here or says why it cannot run, and every check can fail.
+
+What a check would find on a GPU is injected here; on a machine that has one, the tests marked ``gpu`` run them there.
+"""
+
+import itertools
+import json
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from meal_gpu import checks, cli, selfcheck
+from meal_gpu.acquire import Query
+from meal_gpu.checks import CHECKS
+from meal_gpu.embed import Embedding
+from meal_gpu.frames import StreamedFrames
+from meal_gpu.selfcheck import Result, as_json, show
+
+CPU = torch.device("cpu")
+ON_CUDA = ["kernel cuda", "umap cuml", "kmeans cuml", "network cuda", "run cuda"]
+
+
+def one(name: str) -> Result:
+    (result,) = selfcheck.selfcheck([name])
+    return result
+
+
+def expect(name: str, *words: str) -> None:
+    result = one(name)
+    assert result.state == "failed", result
+    for word in words:
+        assert word in result.detail
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name not in ON_CUDA])
+def test_a_check_holds_here(name):
+    result = one(name)
+    if result.state == "not available here":
+        pytest.skip(result.detail)
+    assert result.state == "ok", result
+    assert result.numbers
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(CHECKS))
+def test_a_check_holds_on_the_gpu(name):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    result = one(name)
+    assert result.state == "ok" or name in ("network cpu", "dali"), result
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize("name", ON_CUDA)
+def test_without_a_device_it_says_so(name):
+    result = one(name)
+    assert (result.state, result.numbers) == ("not available here", {})
+    assert "CUDA" in result.detail
+
+
+# --- every check can fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    """Lets the checks of CUDA run on the CPU."""
+    monkeypatch.setattr(checks, "_cuda", lambda: CPU)
+
+
+@pytest.mark.parametrize("name", ["kernel cpu", "kernel cuda"])
+@pytest.mark.parametrize(("wrong", "complaint"), [
+    (lambda sums, call: sums * (1 + 1e-4), "is off by 1.0e-04"), (lambda sums, call: sums * torch.nan, "off by nan"),
+    (lambda sums, call: sums * (1 + 3e-7 * (call % 2)), "differs from call to call"),
+])
+def test_a_wrong_kernel_is_found(monkeypatch, on_cpu, name, wrong, complaint):
+    kernel, calls = checks.patch_entropy, itertools.count()
+    monkeypatch.setattr(checks, "patch_entropy", lambda *args, **how: wrong(kernel(*args, **how), next(calls)))
+    expect(name, complaint)
+
+
+@pytest.mark.parametrize("name", ["umap-learn", "umap cuml"])
+def test_a_wrong_embedding_is_found(monkeypatch, on_cpu, name):
+    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    vectors = checks._sheet(300)
+    plane = torch.linalg.svd(vectors - vectors.mean(0))[2][:2]
+
+    def fit(x, config, seed, library="umap-learn"):
+        good = name == "umap cuml" and library == "umap-learn"
+        return Embedding(x @ plane.T if good else noise)
+
+    monkeypatch.setattr(checks.embed, "fit", fit)
+    expect(name, "trustworthiness 0.", "less than")
+    calls = itertools.count()
+    monkeypatch.setattr(checks.embed, "fit", lambda x, *args: Embedding(x @ plane.T + next(calls), lambda x: x[:, :2]))
+    monkeypatch.setattr(checks, "_trust", lambda x, points: 0.99)
+    expect(name, "the same seed gave other points")
+    monkeypatch.setattr(checks.embed, "fit", lambda x, *args: Embedding(x @ plane.T, lambda x: -(x @ plane.T)))
+    if name == "umap cuml":
+        expect(name, "placed vectors are the")
+
+
+def test_wrong_seeding_is_found(monkeypatch):
+    monkeypatch.setattr(checks.select, "seed_kmeans", lambda points, n, uniforms: torch.arange(n))
+    expect("k-means++", "of 32 ids are those of the definition on cpu")
+
+
+@pytest.mark.parametrize("name", ["kmeans sklearn", "kmeans cuml"])
+def test_wrong_clusters_are_found(monkeypatch, on_cpu, name):
+    monkeypatch.setattr(checks.select, "snap_kmeans", lambda points, n, seed, library: 8 * torch.arange(n))
+    expect(name, "1 of 8 groups found")
+    monkeypatch.setattr(checks.select, "snap_kmeans", lambda points, n, seed, library: torch.tensor([3] * 8))
+    expect(name, "groups found")
+    calls = itertools.count()
+    monkeypatch.setattr(checks.select, "snap_kmeans", lambda points, n, *how: torch.arange(n) + 8 * next(calls))
+    expect(name, "the same seed gave other rows")
+
+
+@pytest.mark.parametrize("name", ["network cpu", "network cuda"])
+def test_a_wrong_network_is_found(monkeypatch, on_cpu, name):
+    class Moved(checks.DeepLabV3Plus):
+        """Half of the classes' biases change on the way to the device."""
+
+        def to(self, *args, **how):
+            *_, bias = self.parameters()
+            bias.data[::2] += 2
+            return super().to(*args, **how)
+
+    monkeypatch.setattr(checks, "DeepLabV3Plus", Moved)
+    monkeypatch.setattr(checks, "resolve", lambda config: type("B", (), {"dtype": torch.bfloat16}))
+    expect(name, "logits are off by")
+
+
+def test_a_wrong_pixel_is_found(monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    scan = StreamedFrames.scan
+
+    def wrong(self, size):
+        for frames, pixels in scan(self, size):
+            pixels = pixels.clone()
+            pixels[-1, 2, -1, -1] += 0.01
+            yield frames, pixels
+
+    monkeypatch.setattr(StreamedFrames, "scan", wrong)
+    expect("dali", "of the values differ from the store")
+
+
+def test_runs_that_differ_are_found(monkeypatch):
+    runs = iter([[[1, 2], [3, 4]], [[1, 2], [3, 5]]])
+    monkeypatch.setattr(checks, "_toy_run", lambda device, **changes: next(runs))
+    expect("run cpu", "the second run has 75% of the first one's queries")
+
+
+def test_devices_that_ask_for_other_patches_are_found(monkeypatch, on_cpu):
+    toy, queries = checks._toy, iter([torch.arange(8), torch.arange(8) + 4])
+    monkeypatch.setattr(checks, "_toy", lambda device, **changes: toy("cpu", **changes))
+    monkeypatch.setattr(checks, "acquire", lambda *args: Query(next(queries), None))
+    expect("run cuda", "50% of the patches asked for are the same")
+
+
+def test_a_second_read_is_found(monkeypatch):
+    acquire = checks.acquire
+
+    def reading(experiment, pool, *args):
+        pool.labels.sum().item()
+        return acquire(experiment, pool, *args)
+
+    monkeypatch.setattr(checks, "acquire", reading)
+    expect("transfers", "acquire.py: tolist x1", "checks.py: item x1", "once was expected")
+
+
+def test_whatever_a_backend_raises_fails_its_check_and_no_other(monkeypatch):
+    def broken():
+        raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+    monkeypatch.setitem(CHECKS, "dali", broken)
+    monkeypatch.setitem(CHECKS, "run cpu", lambda: ("fine", {"x": 1.0}))
+    assert [(result.state, result.detail) for result in selfcheck.selfcheck(["dali", "run cpu"])] == [
+        ("failed", "RuntimeError: CUDA error: an illegal memory access"), ("ok", "fine")]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+FOUND = [Result("kernel cpu", "ok", "off by 7.2e-08 of float64 at most; repeats itself to the bit", 1.0, {"x": 1.0}),
+         Result("kernel cuda", "not available here", "no CUDA device is usable", 0.0),
+         Result("network cuda", "failed", "bfloat16 logits are off by 2.1e-01 of their spread, more than 0.1; 61.0% of "
+                                          "the pixels have the same class [x]", 2.0, {"relative_error": 0.21})]
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_lines_fit_the_terminal(width, capsys):
+    show(FOUND, 3, Console(width=width, file=sys.stdout))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("kernel cpu")
+    assert "ok: off by 7.2e-08" in lines[0]
+    assert lines[3].startswith("  " * 8)  # what does not fit goes on beside the name
+    assert lines[-1] == "1 ok, 1 failed, 1 not available here"
+    assert any("[x]" in line for line in lines)
+
+
+@pytest.mark.parametrize(("found", "code"), [(FOUND, 1), (FOUND[:2], 0)])
+def test_the_command_says_by_its_code_whether_all_is_well(monkeypatch, tmp_path, found, code):
+    monkeypatch.setattr(selfcheck, "selfcheck", lambda: iter(found))
+    ended = CliRunner().invoke(cli.app, ["selfcheck", "--json", str(tmp_path / "found.json")])
+    assert ended.exit_code == code
+    card = json.loads((tmp_path / "found.json").read_bytes())
+    assert card == json.loads(as_json(found))
+    assert [check["state"] for check in card["checks"]] == [result.state for result in found]
+    assert {"torch", "cpu"} <= set(card["machine"])
+    assert "device" in card["choices"]
