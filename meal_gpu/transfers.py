@@ -1,7 +1,7 @@
 """Who reads device memory from the host, and where: the count behind "one transfer per query".
 
 It works the same whether the tensors are on a GPU, on a CPU, or pretended (`FakeTensorMode`): what would stop a GPU is
-known by the call. Reads within kernels and libraries are not seen.
+known by the call. Reads within kernels and libraries are not seen, and copies to the device are not counted.
 """
 
 import sys
