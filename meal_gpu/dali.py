@@ -3,6 +3,7 @@
 Both are one definition for CPU and GPU: the device is an argument. Importing this module imports DALI.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ from .grid import Size
 from .pixels import MEAN_255, STD_255
 
 Rows = list[np.ndarray]
+_AHEAD = 2
+"""Batches in the pipeline at once: one that is used, one that is being read."""
 
 
 class DaliDecoder:
@@ -55,11 +58,17 @@ class FrameReader:
     def __init__(self, size: Size, tiles: Size | None, normalised: bool, device: torch.device, batch: int) -> None:
         gpu = device.type == "cuda"
         self._pending: Iterator[Rows] = iter(())
+        # DALI reads the arrays where they are: those of the batches under way must not be freed.
+        self._under_way: deque[Rows] = deque(maxlen=_AHEAD + 2)
         self._device = device
         device_id = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
-        self._pipe = _reading(lambda: next(self._pending), size, tiles, normalised, gpu, batch_size=batch,
+        self._pipe = _reading(self._next, size, tiles, normalised, gpu, batch_size=batch,
                               num_threads=min(8, torch.get_num_threads()), device_id=device_id)
         self._pipe.build()
+
+    def _next(self) -> Rows:
+        self._under_way.append(next(self._pending))
+        return self._under_way[-1]
 
     def read(self, batches: Iterable[Rows]) -> Iterator[Tensor]:
         """Frames ``[B, h, w, 3]`` of each batch of images (``[B, cells, h, w, 3]`` with tiles).
@@ -87,7 +96,7 @@ def _decoding(size: Size, mixed: bool) -> Pipeline:
     return fn.resize(images, size=list(size), interp_type=types.INTERP_LINEAR, antialias=True)
 
 
-@pipeline_def(exec_dynamic=True, prefetch_queue_depth=2)
+@pipeline_def(exec_dynamic=True, prefetch_queue_depth=_AHEAD)
 def _reading(source: Callable[[], Rows], size: Size, tiles: Size | None, normalised: bool, gpu: bool) -> Pipeline:
     images = fn.external_source(source=source, dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
     if gpu:

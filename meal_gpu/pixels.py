@@ -16,4 +16,4 @@ def normalise(images: Tensor) -> Tensor:
     """
     mean = torch.tensor(MEAN_255, device=images.device)
     scale = 1 / torch.tensor(STD_255, device=images.device)
-    return ((images.float() - mean) * scale).permute(0, 3, 1, 2)
+    return images.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2)

@@ -183,3 +183,16 @@ def test_a_read_only_memmap_is_shared_without_a_warning(tmp_path, recwarn):
     tensor = as_tensor(mapped(torch.arange(48, dtype=torch.uint8).view(4, 2, 2, 3), tmp_path / "images"))
     assert tensor[3, 1, 1].tolist() == [45, 46, 47]
     assert not recwarn.list
+
+
+def test_patches_that_are_read_ahead_are_not_freed(tmp_path):
+    """Cut patches are arrays of their own, and the pipeline reads them later than they are handed over."""
+    pytest.importorskip("nvidia.dali")
+    images, grid = noise(8, 200, 300), Grid(2, 2, 200, 300)
+    frames = StreamedFrames(grid, "patch", CPU, mapped(images, tmp_path / "images"))
+    expected = normalise(plain(images, grid, "patch"))
+    batches = [torch.tensor([i % 32, (7 * i) % 32]) for i in range(40)]
+    for batch, pixels in zip(batches, frames.read(batches), strict=True):
+        rubbish = [np.full((100, 150, 3), 7, np.uint8) for _ in range(4)]  # takes what was freed
+        assert torch.equal(pixels, expected[batch])
+        del rubbish

@@ -563,3 +563,20 @@ def test_read_functions_are_what_the_store_is_made_of(config: Configure) -> None
     assert stores.train.masks is not None
     np.testing.assert_array_equal(stores.train.images[3], read_image(sample.image))
     np.testing.assert_array_equal(stores.train.masks[3], stores.dataset.to_class[read_mask(sample.mask)])
+
+
+def test_opening_a_hundred_thousand_images_reads_none(tmp_path: Path) -> None:
+    """A store of 43 GB, all of it a hole in the file system."""
+    n, size = 100_000, (300, 480)
+    for name, channels in (("images.u8", 3), ("masks.u8", 1)):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(n * size[0] * size[1] * channels)
+    manifest = {"names": [f"image_{i:06d}" for i in range(n)], "image_size": size, "checksums": [[0, 0]] * n}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    store = Store.open(tmp_path)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    assert (len(store.names), store.images.shape) == (n, (n, *size, 3))
+    assert after.ru_inblock == before.ru_inblock
+    assert after.ru_maxrss - before.ru_maxrss < 200_000  # KiB: the manifest, not the pixels
+    assert store.images[n - 1, 299, 479, 2] == 0
