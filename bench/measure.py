@@ -144,13 +144,16 @@ def interleaved(
     The order alternates, so that none always runs after the same neighbour. Gradients are as the caller has set them.
     """
     timer, names = Timer(device), list(alternatives)
-    begin, calls = clock(), dict.fromkeys(names, 1)
+    begin, quickest = clock(), dict.fromkeys(names, math.inf)
     while True:
         for name in names:
-            took = timer(alternatives[name])
-            calls[name] = max(1, math.ceil(_LEAST_SAMPLE / max(took, 1e-7)))
+            quickest[name] = min(quickest[name], timer(alternatives[name]))
         if clock() - begin >= effort.warmup_seconds:
             break
+    for name in names:  # one call says little of a short one: the first compiles, and any may be interrupted
+        for _ in range(10 if quickest[name] < 10 * _LEAST_SAMPLE else 0):
+            quickest[name] = min(quickest[name], timer(alternatives[name]))
+    calls = {name: max(1, math.ceil(_LEAST_SAMPLE / max(took, 1e-7))) for name, took in quickest.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     calibrated: dict[str, list[float]] = {name: [] for name in names}
     begin = clock()

@@ -49,6 +49,9 @@ def _one(name: str, result: Result) -> str:
         lines.append(f"A whole round in one go ({result.whole.content}): {result.whole.times.median_ms / 1e3:,.1f} s; "
                      f"its stages add up to {result.whole.stage_sum_ms / 1e3:,.1f} s. ")
     lines += [f"{note} " for note in result.notes]
+    below = [f"{stage.name}, {stage.note}" for stage in result.stages if "of its roof:" in stage.note]
+    if below:
+        lines += ["", "Below half of their roof: " + "; ".join(below) + ".", ""]
     lines += [f"{one.stage} grows with {one.over} ^ {one.exponent:.2f}. " for one in result.growth]
     lines += [f"Next: {advice(result)}", ""]
     return "\n".join(lines)

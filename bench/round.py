@@ -18,7 +18,7 @@ from .machine import Roofs, card, measure_roofs
 from .measure import Calibration, Effort, Timer, Timing, interleaved
 from .memory import peak
 from .result import Baseline, Part, Result, Stage, Times, Whole, baseline, shared, stage
-from .stages import Case, cases
+from .stages import BESIDE, Case, cases
 
 SLOW_SECONDS = 4.0
 """A call that takes longer is timed three times instead of five."""
@@ -105,8 +105,12 @@ def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
         few = Effort(effort.seconds, min(effort.min_rounds, 3), effort.max_rounds, 0.0)
         both = interleaved({"ours": rival.ours, "theirs": rival.run}, few, device)
         others.append(baseline(rival.name, both["ours"], both["theirs"], error, checked, rival.items))
-    return stage(case.name, case.items, case.unit, timing, roofs, case.work, memory, per_round=case.per_round,
-                 baselines=tuple(others), note=case.note)
+    found = stage(case.name, case.items, case.unit, timing, roofs, case.work, memory, per_round=case.per_round,
+                  baselines=tuple(others), note=case.note)
+    if found.bound and found.share_of_roof < 0.5 and case.name in BESIDE:
+        why = f"{found.share_of_roof:.0%} of its roof: {BESIDE[case.name]}"
+        found = found.model_copy(update={"note": f"{found.note}; {why}" if found.note else why})
+    return found
 
 
 def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, device: torch.device,

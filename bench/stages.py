@@ -42,6 +42,23 @@ class Case:
     note: str = ""
 
 
+BESIDE = {
+    "ingest": "files are checked, masks decoded, checksums taken and the store written durably as well",
+    "gather": "bytes become float32 and are normalised",
+    "features": "most of a MobileNet's layers are depthwise or 1 × 1: they move more than they multiply",
+    "vectors": "maps are copied to float32 and resampled by two small products",
+    "forward": "batch-norm, interpolation and the copies between layers are not counted",
+    "patch_entropy": "interpolation, maxima and sums beside the exponentials: kernels/NOTES.md",
+    "top-k": "a stable sort of everything, where a selection would do",
+    "UMAP fit": "the neighbour search, the graph and the spectral start are not counted",
+    "seeding": "picks follow each other, each over a few hundred points: calls cost more than what they do",
+    "reveal": "some patches are cut out of a mapped file one by one",
+    "training step": "batch-norm, dropout, the window matrices and the copy of the best weights are not counted",
+    "evaluation": "logits are upsampled to pixels and counted into the matrix",
+}
+"""What a stage does beside the work that its roof is made of: why it may stay below half of it."""
+
+
 @torch.no_grad()
 def cases(ground: Ground) -> list[Case]:
     """The stages in the order of a round."""

@@ -44,6 +44,13 @@ def test_short_calls_are_repeated_within_a_sample():
     assert timing.best < 1e-3
 
 
+def test_an_interrupted_first_call_does_not_make_samples_short():
+    """The first call takes 20 ms, the others microseconds: samples still hold many."""
+    calls: list[int] = []
+    interleaved({"a": lambda: (calls.append(0), slow(0.02) if len(calls) == 1 else None)}, Effort(0.0, 1, 1, 0.0))
+    assert len(calls) > 100
+
+
 def test_ratio_is_per_round():
     """A machine twice as slow in one round does not change it."""
     fast, slower = Timing((1.0, 2.0, 1.0)), Timing((10.0, 20.0, 12.0))

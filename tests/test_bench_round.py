@@ -78,6 +78,16 @@ def test_a_stage_is_measured_with_its_roof_memory_and_baselines(found):
     assert "rms difference" in other.checked
 
 
+def test_a_stage_far_from_its_roof_says_why(found):
+    """A roof of 10^15 bytes a second is far from anything."""
+    high = replace(ROOFS, bytes=1e15, dispatches=1e15)
+    calibration = Calibration(CPU)
+    far = round.measured(found["reveal"], high, SHORT, CPU, calibration)
+    assert "0% of its roof: some patches are cut out" in far.note
+    near = round.measured(found["reveal"], replace(ROOFS, bytes=1.0), SHORT, CPU, calibration)
+    assert "of its roof" not in near.note
+
+
 def test_a_fast_wrong_result_is_not_timed(monkeypatch, made, found):
     """A kernel that returns at once, and a network whose weights differ: both are refused before the clock starts."""
     monkeypatch.setattr(rivals, "patch_entropy", lambda logits, size, cells: torch.ones(len(logits), *cells))
