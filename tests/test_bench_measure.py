@@ -14,8 +14,8 @@ from meal_gpu.bench.measure import Calibration, Effort, Timer, Timing, enough_co
 CPU = torch.device("cpu")
 
 
-def slow(seconds: float = 0.006) -> None:
-    """Longer than the least sample, so that one call is one sample."""
+def slow(seconds: float = 0.052) -> None:
+    """So long that one call is one sample, and nobody tries whether it can be faster."""
     time.sleep(seconds)
 
 
