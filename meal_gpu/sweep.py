@@ -5,7 +5,7 @@ The directory holds ``sweep.yaml`` (the points, every config in full), one run d
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,11 +55,11 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
     directory = Path(directory).absolute()
     check(points, directory, data_here=scheduler is None)
     missing = [point for point in points if not _is_done(directory / point.name, point.config)]
-    write_atomic(directory / FILE, dump_points(_with_earlier(points, directory)).encode())
     failures: dict[str, str] = {}
-    if missing:
-        place, slots = _workers(len(missing), workers, scheduler, cuda)
-        with place as client:
+    place, slots = _workers(len(missing), workers, scheduler, cuda) if missing else (nullcontext(), None)
+    with place as client:  # nothing is written where there are no workers
+        write_atomic(directory / FILE, dump_points(_with_earlier(points, directory)).encode())
+        if client is not None:
             failures = _run(client, missing, directory, console, slots, f"{len(points) - len(missing)} were finished. "
                             if len(missing) < len(points) else "")
     report = directory / "report.html"
@@ -116,7 +116,7 @@ def _run(client: "Client", missing: Sequence[Point], directory: Path, console: C
 
 
 def _workers(runs: int, workers: int | None, scheduler: str | None,
-             cuda: bool) -> tuple["AbstractContextManager[Client]", int | None]:
+             cuda: bool) -> tuple["AbstractContextManager[Client | None]", int | None]:
     """Where the runs go, and how many share this machine's memory (None: no telling)."""
     if (workers is not None) + (scheduler is not None) + cuda > 1:
         raise InputError("--workers, --scheduler and --cuda say where the runs go: give one of them.")

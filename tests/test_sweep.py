@@ -223,6 +223,7 @@ def test_where_workers_come_from(tmp_path, console, monkeypatch):
             sweep(points, out, console, cuda=True)
     with pytest.raises(InputError, match="give one of them"):
         sweep(points, out, console, workers=2, cuda=True)
+    assert not out.exists()
     monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
     with pytest.raises(InputError, match=r"No Dask scheduler answers at tcp://127.0.0.1:9 .* dask scheduler"):
         sweep(points, out, console, scheduler="tcp://127.0.0.1:9")
