@@ -252,7 +252,33 @@ def _backbone(config: ModelConfig) -> Any:
                          f"'{config.weights}' cannot be built: {reason}") from error
     if overlay is not None:
         _check_loaded(backbone, config)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
+            module.__class__ = _in_float32(type(module))
     return backbone
+
+
+class _Float32(nn.Module):
+    """Outside autocast while it is trained: see `_in_float32`."""
+
+    weight: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.weight.requires_grad:
+            return cast(Tensor, super().forward(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return cast(Tensor, super().forward(x.float())).to(x.dtype)
+
+
+def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """A convolution that trains in float32.
+
+    On the CPU, in bfloat16 and channels_last, the weights' gradient of a dilated depthwise convolution reads memory
+    that nobody wrote (torch 2.14): values of 1e33, and no two trainings alike. timm dilates the last stages for an
+    output stride of 16 or 8. These layers are about a thousandth of the network's work, so every device does as the
+    CPU must.
+    """
+    return type(kind.__name__, (_Float32, kind), {})
 
 
 def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:

@@ -428,3 +428,32 @@ def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path):
 def test_backbones_that_cannot_be_used_are_refused(backbone, message):
     with pytest.raises(InputError, match=message):
         tiny_model(backbone=backbone)
+
+
+@pytest.mark.parametrize("stride", [16, 8])
+def test_gradients_of_dilated_depthwise_convolutions_read_no_foreign_memory(stride):
+    """In bfloat16 and channels_last PyTorch's CPU kernel does: the gradient then is whatever lay there before."""
+    model = tiny_model(freeze_backbone=False, output_stride=stride)
+    dilated = [module for module in model.backbone.modules() if isinstance(module, torch.nn.Conv2d)
+               and module.groups > 1 and max(module.dilation) > 1]
+    assert dilated
+    for conv in {(conv.in_channels, conv.dilation): conv for conv in dilated}.values():
+        x = torch.randn(2, conv.in_channels, 23, 30).to(memory_format=torch.channels_last)
+        given = torch.randn(2, conv.in_channels, 23, 30)
+        rubbish = [torch.full((2**20,), 1e30) for _ in range(8)]
+        del rubbish  # what is allocated next is not zero
+        conv.weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        y.float().backward(given)
+        weight = conv.weight.detach().double().requires_grad_()
+        F.conv2d(x.double(), weight, None, conv.stride, conv.padding, conv.dilation, conv.groups).backward(
+            given.double())
+        torch.testing.assert_close(conv.weight.grad.double(), weight.grad, atol=2e-2, rtol=2e-2)
+
+
+def test_a_frozen_backbone_stays_in_the_autocast_dtype():
+    model = tiny_model(freeze_backbone=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low, high = model.features(normalise(noise(1, 64, 64)))
+    assert low.dtype == high.dtype == torch.bfloat16
