@@ -4,11 +4,13 @@ The rule. Of a stage, four ratios new / old are taken: of the median and of the 
 samples, each in seconds and calibrated (`measure`: without the time that other processes took, in units of a workload
 timed beside every sample). The *smallest* of the four is what the stage has surely lost: a machine that was slower as a
 whole cancels in the calibrated ones, a calibration that was disturbed does not show in the seconds, and a few slow
-samples do not move the best fifth. The stage regresses where that exceeds 1 + tolerance + spread. The spread is half
-the distance from the 20 % to the 80 % quantile over the median, of the noisier of the two runs, in whichever unit is
-the steadier: a stage that jumps by 20 % within a run cannot be judged to 10 %. With fewer than five samples the spread
-counts as 10 % at least. A slowdown below the tolerance is thus never reported; one above it is the surer to be
-reported, the steadier the stage is.
+samples do not move the best fifth. The stage regresses where that exceeds 1 + tolerance + spread + lost. The spread is
+half the distance from the 20 % to the 80 % quantile over the median, of the noisier of the two runs, in whichever unit
+is the steadier: a stage that jumps by 20 % within a run cannot be judged to 10 %. With fewer than five samples the
+spread counts as 10 % at least. Lost is the share of time that other processes took in the more disturbed run: who had
+the processors had caches and memory too, which nothing here sees. It is 0 on a quiet machine, so compare results of
+quiet ones. A slowdown below the tolerance is thus never reported; one above it is the surer to be reported, the
+steadier the stage is.
 """
 
 from collections.abc import Sequence
@@ -61,7 +63,7 @@ def judge(name: str, old: Times, new: Times, tolerance: float) -> Verdict:
         units.append((old.calibrated, new.calibrated))
     slower = min(quantile(after, q) / quantile(before, q) for before, after in units for q in (0.2, 0.5))
     spread = min(max(_spread(before), _spread(after)) for before, after in units)
-    return Verdict(name, old.median_ms, new.median_ms, slower, 1 + tolerance + spread)
+    return Verdict(name, old.median_ms, new.median_ms, slower, 1 + tolerance + spread + max(old.lost, new.lost))
 
 
 def _spread(samples: Sequence[float]) -> float:

@@ -32,6 +32,9 @@ class Timing:
     calibrated: tuple[float, ...] = ()
     """The samples, without the time that other processes took, over the calibration around them, likewise."""
 
+    lost: float = 0.0
+    """Share of the time that other processes took, median over the samples."""
+
     @property
     def median(self) -> float:
         return quantile(self.seconds, 0.5)
@@ -156,6 +159,7 @@ def interleaved(
     calls = {name: max(1, math.ceil(_LEAST_SAMPLE / max(took, 1e-7))) for name, took in quickest.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     calibrated: dict[str, list[float]] = {name: [] for name in names}
+    lost: dict[str, list[float]] = {name: [] for name in names}
     begin = clock()
     for index in range(effort.max_rounds):
         for name in names if index % 2 else reversed(names):
@@ -165,9 +169,11 @@ def interleaved(
             after = calibration.seconds(beside) if calibration else 1.0
             seconds[name].append(wall)
             calibrated[name].append(2 * undisturbed / (before + after))
+            lost[name].append(1 - undisturbed / wall)
         if index + 1 >= effort.min_rounds and clock() - begin >= effort.seconds:
             break
-    return {name: Timing(tuple(seconds[name]), tuple(calibrated[name]) if calibration else ()) for name in names}
+    return {name: Timing(tuple(seconds[name]), tuple(calibrated[name]) if calibration else (),
+                         quantile(lost[name], 0.5)) for name in names}
 
 
 def rotating(work: Callable[[T], object], inputs: Sequence[T]) -> Callable[[], object]:

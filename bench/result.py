@@ -40,9 +40,12 @@ class Times(_Model):
     calibrated: tuple[float, ...] = ()
     """The same in units of the calibration workload beside each; empty where none ran."""
 
+    lost: float = 0.0
+    """Share of the time that other processes took: 0 on a quiet machine."""
+
     @classmethod
     def of(cls, timing: Timing) -> "Times":
-        return cls(seconds=timing.seconds, calibrated=timing.calibrated)
+        return cls(seconds=timing.seconds, calibrated=timing.calibrated, lost=timing.lost)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -33,6 +33,10 @@ def show(result: Result, console: Console) -> None:
             for name, size, unit in RATES.values() if getattr(roofs, name)), highlight=False)
     if result.stages:
         console.print(_table(result))
+    for stage in result.stages:
+        for other in stage.baselines:
+            if other.note:
+                console.print(f"{stage.name}, {other.name}: {other.note}.", highlight=False)
     if result.whole:
         whole = result.whole
         console.print(f"A whole round ({whole.content}): {milliseconds(whole.times.median_ms)} ms; its stages add up "
@@ -66,7 +70,7 @@ def _table(result: Result) -> Table:
             "–" if added is None else f"{added / 1e6:,.0f}",
             *([_versus(stage)] if compared else []))
         for other in stage.baselines if len(stage.baselines) > 1 else ():
-            cells = [other.note or "–", ""] if other.times is None else [
+            cells = ["–", ""] if other.times is None else [
                 milliseconds(other.times.median_ms), across(other.times)]
             few = f"{other.items:,}" if other.items else ""
             table.add_row(f"  {other.name}", few, *cells, *[""] * (4 + rounds + 1),
@@ -110,8 +114,9 @@ def advice(result: Result) -> str:
         return "nothing was measured: leave out --estimate to measure on this machine."
     largest = max(result.stages, key=lambda stage: (stage.share_of_round, stage.times.median_ms))
     said = DO_NEXT.get((largest.name, largest.bound))
-    share = f"{largest.share_of_round:.0%} of a round is {largest.name}" if largest.share_of_round else (
-        f"{largest.name} is slowest")
+    share = f"{largest.name} is slowest"
+    if result.part == "round" and largest.share_of_round:
+        share = f"{largest.share_of_round:.0%} of a round is {largest.name}"
     if said is None and largest.bound:
         said = f"{largest.bound}-bound at {largest.share_of_roof:.0%} of its roof"
     text = f"{share}, {said}." if said else f"{share}."

@@ -71,6 +71,12 @@ def test_what_jumps_within_a_run_is_judged_less_strictly():
     assert judge("a", times(0.1), times(0.1, seed=1), 0.1).limit < 1.13
 
 
+def test_what_others_took_is_allowed_for():
+    """A loss of 40 % is a regression on a quiet machine, and none where others had half of the processor."""
+    assert judge("a", times(0.1), times(0.14), 0.1).regressed
+    assert not judge("a", times(0.1), times(0.14).model_copy(update={"lost": 0.5}), 0.1).regressed
+
+
 def test_an_injected_sleep_is_found_by_measuring():
     """The whole way: real work, really measured twice, once with a sleep of twice its length in one of two stages."""
     calibration, array = Calibration(CPU), np.random.default_rng(0).random(120_000)
