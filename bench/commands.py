@@ -142,15 +142,49 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
     if not draw:
         yield Config.load(name, overrides)
         return
-    from .drawn import draw_cityscapes
+    from .cityscapes import write
 
     with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
         loaded = Config.load(name, [*(overrides or []), f"data.root={folder}"])
         if loaded.data.dataset != "cityscapes":
             raise InputError(f"--draw is for data.dataset cityscapes, and this config has '{loaded.data.dataset}'.")
         with _console(stderr=True).status(f"drawing {draw} scenes"):
-            draw_cityscapes(Path(folder), draw, max(2, draw // 6))
+            write(Path(folder), draw, max(2, draw // 6), (1024, 2048))
         yield loaded
+
+
+@app.command("data")
+def data(seconds: SecondsOption = 6.0, json_: JsonOption = None, compare: CompareOption = None,
+         tolerance: ToleranceOption = "10%", out: PageOption = None) -> None:
+    """Decoding against Pillow, DataLoader and torchvision; reading frames from the store against decoding again."""
+    from . import data
+    from .measure import Effort
+
+    doing = _Doing()
+    measured(lambda: data.run(Effort(seconds), tell=doing), json_, compare, tolerance, out, doing)
+
+
+@app.command("stream")
+def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of the pools.")] = "400,2975",
+           size: Annotated[str, typer.Option(metavar="HxW", help="Their height and width in pixels.")] = "512x1024",
+           budget_gb: Annotated[float, typer.Option(min=0.001, help="data.budget_gb, less than the pools.")] = 0.512,
+           root: Annotated[Path | None, typer.Option(help="Where to draw them, and keep them; default: a temporary "
+                                                     "directory.")] = None,
+           json_: JsonOption = None, out: PageOption = None) -> None:
+    """A pool larger than its memory budget: drawn in Cityscapes' form, ingested, scored, and the memory that takes."""
+    from meal_gpu.errors import InputError
+
+    from . import stream
+
+    counts, sides = images.split(","), size.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in counts) or len(sides) != 2 or not all(
+            side.isdigit() and int(side) >= 64 for side in sides):
+        raise InputError(f"--images is {images!r} and --size {size!r}: give for example --images 400,2975 and --size "
+                         "512x1024 (64 pixels at least).")
+    doing = _Doing()
+    with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
+        measured(lambda: stream.run(root or Path(folder), [int(n) for n in counts], (int(sides[0]), int(sides[1])),
+                                    budget_gb, doing), json_, None, "10%", out, doing)
 
 
 @app.command("kernels")

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from meal_gpu import InputError
 from meal_gpu.bench import readme, scale
-from meal_gpu.bench.drawn import draw_cityscapes
+from meal_gpu.bench.cityscapes import write
 from meal_gpu.bench.machine import Roofs, Work
 from meal_gpu.bench.measure import Effort, Timing
 from meal_gpu.bench.memory import Peak
@@ -52,7 +52,7 @@ def test_scale_runs(monkeypatch, tmp_path):
 
 
 def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
-    draw_cityscapes(tmp_path, 2, 1, (64, 128))
+    write(tmp_path, 2, 1, (64, 128))
     config = Config.load("cityscapes", [f"data.root={tmp_path}"])
     dataset = open_dataset(config.data)
     assert (len(dataset.train), len(dataset.val), len(dataset.class_names)) == (2, 1, 19)
