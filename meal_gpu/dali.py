@@ -13,6 +13,7 @@ from nvidia.dali.pipeline import Pipeline
 from torch import Tensor
 
 from .grid import Size
+from .imagefile import Picture
 from .pixels import MEAN_255, STD_255
 
 Rows = list[np.ndarray]
@@ -24,17 +25,21 @@ class DaliDecoder:
     """Files → pixels of one size. ``mixed`` decodes JPEG on the GPU (PNG never is) and resizes there."""
 
     def __init__(self, size: Size, threads: int, mixed: bool = False) -> None:
-        self.batch = max(4, min(16, 2 * threads))
-        self._pipe = _decoding(size, mixed, batch_size=self.batch, num_threads=threads,
-                               device_id=torch.cuda.current_device() if mixed else None)
-        self._pipe.build()
+        self.size, self.batch = size, max(4, min(16, 2 * threads))
+        # Resizing to the same size changes nothing, and costs more than decoding a JPEG.
+        self._plain, self._resizing = (
+            _decoding(resized, mixed, batch_size=self.batch, num_threads=threads,
+                      device_id=torch.cuda.current_device() if mixed else None)
+            for resized in (None, size))
 
-    def decode(self, contents: Sequence[np.ndarray]) -> Rows:
-        """Contents of files uint8 ``[bytes]``, or pixels ``[H, W, 3]`` that only need resizing → ``[*size, 3]`` each.
+    def decode(self, pictures: Sequence[Picture]) -> Rows:
+        """Pixels uint8 ``[*size, 3]`` of each picture, of which there are ``batch`` at most.
 
         Raises `RuntimeError`, which names no file, when one of them cannot be decoded; the next call works again.
         """
-        (out,) = self._pipe.run(encoded=[content if content.ndim == 1 else _as_ppm(content) for content in contents])
+        pipe = self._plain if all(picture.size == self.size for picture in pictures) else self._resizing
+        contents = [picture.content for picture in pictures]
+        (out,) = pipe.run(encoded=[content if content.ndim == 1 else _as_ppm(content) for content in contents])
         host = out.as_cpu() if hasattr(out, "as_cpu") else out
         return [np.asarray(host[i]) for i in range(len(host))]
 
@@ -88,11 +93,13 @@ class FrameReader:
 
 
 @pipeline_def(exec_dynamic=True, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
-def _decoding(size: Size, mixed: bool) -> Pipeline:
+def _decoding(size: Size | None, mixed: bool) -> Pipeline:
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     # Fancy upsampling makes the GPU's JPEG decoder do as the CPU's does.
     images = fn.decoders.image(encoded, device="mixed" if mixed else "cpu", output_type=types.RGB,
                                jpeg_fancy_upsampling=True)
+    if size is None:
+        return images
     return fn.resize(images, size=list(size), interp_type=types.INTERP_LINEAR, antialias=True)
 
 

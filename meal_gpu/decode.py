@@ -33,8 +33,8 @@ class Decoder(Protocol):
     batch: int
     """Images that are best decoded together."""
 
-    def decode(self, contents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Contents of files uint8 ``[bytes]``, or pixels ``[H, W, 3]`` that only need resizing → ``[*size, 3]`` each.
+    def decode(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
+        """Pixels uint8 ``[*size, 3]`` of each picture, of which there are ``batch`` at most.
 
         Raises `RuntimeError` when one of them cannot be decoded; the next call works again.
         """
@@ -51,13 +51,14 @@ class TorchvisionDecoder:
         self.size, self.batch = size, 2 * threads
         self._threads = ThreadPoolExecutor(threads, "decode")
 
-    def decode(self, contents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return list(self._threads.map(self._one, contents))
+    def decode(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
+        return list(self._threads.map(self._one, pictures))
 
-    def _one(self, content: np.ndarray) -> np.ndarray:
+    def _one(self, picture: Picture) -> np.ndarray:
         from torchvision.io import ImageReadMode, decode_image
         from torchvision.transforms.v2.functional import resize
 
+        content = picture.content
         if content.ndim == 1 and content[:3].tobytes() == b"\xff\xd8\xff":
             image = decode_image(torch.from_numpy(content.copy()), ImageReadMode.RGB)
         else:
@@ -140,13 +141,14 @@ def _decode_batch(samples: Sequence[Sample], reads: list[Future[tuple[Picture, n
     if not pictures:
         return [], problem
     try:
-        images = decoder.decode([picture.content for picture in pictures])
+        images = decoder.decode(pictures)
     except RuntimeError:
         # Pillow either names the bad file, or can read what the decoder cannot.
-        done: list[np.ndarray] = []
+        done: list[Picture] = []
         for sample, _ in zip(samples, pictures, strict=False):
             try:
-                done.append(read_image(sample.image))
+                pixels = read_image(sample.image)
+                done.append(Picture(pixels, (pixels.shape[0], pixels.shape[1])))
             except InputError as error:
                 problem = error
                 break

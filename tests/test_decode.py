@@ -14,7 +14,7 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 from meal_gpu.datasets import Sample
 from meal_gpu.decode import Decoder, decode_all, open_decoder
 from meal_gpu.errors import InputError
-from meal_gpu.imagefile import read_image, read_picture
+from meal_gpu.imagefile import Picture, read_image, read_picture
 
 SIZE = (37, 53)  # odd, so that JPEG's blocks and halved colours do not fit
 RNG = np.random.default_rng(0)
@@ -161,10 +161,10 @@ class Refusing:
     def __init__(self, real: Decoder, refused: bytes) -> None:
         self.real, self.refused, self.batch = real, refused, real.batch
 
-    def decode(self, contents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if any(content.ndim == 1 and content.tobytes() == self.refused for content in contents):
+    def decode(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
+        if any(picture.content.tobytes() == self.refused for picture in pictures):
             raise RuntimeError("refused")
-        return self.real.decode(contents)
+        return self.real.decode(pictures)
 
 
 def test_what_the_decoder_refuses_pillow_decodes(decoder: Decoder, tmp_path: Path, caplog) -> None:
