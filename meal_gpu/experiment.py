@@ -17,6 +17,7 @@ from .grid import Grid
 from .ingest import Stores, ingest
 from .model import DeepLabV3Plus
 from .pool import Pool
+from .predict import predict
 from .randomness import derive
 from .select import Strategy, find_strategy
 from .sizing import Placement, measure, place
@@ -98,12 +99,10 @@ class Experiment:
     def pretrained_vectors(self) -> Tensor:
         """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
         features = self.features(self.pretrained)
-        parts = []
-        with torch.no_grad():
-            for frames, (_, high) in features.scan(self.pretrained):
-                parts.append(features.patch_vectors(high))
-                self.progress("features", frames.stop, features.frames.count)
-        return torch.cat(parts)
+        seen = predict(self.pretrained, features, {"features"}, self.config.query.score, self.backend,
+                       lambda _, done, total: self.progress("features", done, total))
+        assert seen.features is not None
+        return seen.features
 
 
 def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset | None = None) -> Experiment:

@@ -52,23 +52,32 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     whole pool, without waiting.
     """
     model.eval()
-    grid = features.frames.grid
-    parts: dict[str, list[Tensor]] = {name: [] for name in ("score", "features", "probabilities") if name in needs}
-    if not parts:
+    grid, cells = features.frames.grid, features.frames.grid.cells
+    wanted = [name for name in ("score", "features", "probabilities") if name in needs]
+    if not wanted:
         return Predictions()
+    # One block each, from the first batch on: small results of every batch between its large temporaries would leave
+    # the host's heap in pieces, and its memory would grow with the pool.
+    held: dict[str, Tensor] = {}
+
+    def keep(name: str, values: Tensor, frames: slice) -> None:
+        if name not in held:
+            held[name] = values.new_empty(features.frames.count * cells, *values.shape[1:])
+        held[name][frames.start * cells : frames.stop * cells] = values
+
     for frames, (low, high) in features.scan(model):
         with backend.autocast():
-            if "features" in parts:
-                parts["features"].append(features.patch_vectors(high))
-            if "score" in parts or "probabilities" in parts:
+            if "features" in wanted:
+                keep("features", features.patch_vectors(high), frames)
+            if "score" in wanted or "probabilities" in wanted:
                 logits = model.logits(low, high)
-        if "score" in parts:
+        if "score" in wanted:
             sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
-            parts["score"].append(sums.flatten() / grid.patch_pixels)
-        if "probabilities" in parts:
-            parts["probabilities"].append(features.patch_vectors(logits.float().softmax(1)))
+            keep("score", sums.flatten() / grid.patch_pixels, frames)
+        if "probabilities" in wanted:
+            keep("probabilities", features.patch_vectors(logits.float().softmax(1)), frames)
         progress("score", frames.stop, features.frames.count)
-    return Predictions(**{name: torch.cat(values) for name, values in parts.items()})
+    return Predictions(**held)
 
 
 @torch.no_grad()
