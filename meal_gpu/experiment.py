@@ -114,8 +114,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
     backend = resolve(config)
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
-    _check_budget(config, len(dataset.train))
-    _check_oracle(config, dataset)
+    check_feasible(config, dataset)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
@@ -146,6 +145,12 @@ def _frames(store: Store, config: Config, backend: Backend, where: str) -> Frame
     if backend.loader == "dali":
         return StreamedFrames(grid, context, device, store.images)
     return HeldFrames.of(store.images, grid, context, device)
+
+
+def check_feasible(config: Config, dataset: Dataset) -> None:
+    """Raise `InputError` for a run that asks for more patches, or for other labels, than the data set has."""
+    _check_budget(config, len(dataset.train))
+    _check_oracle(config, dataset)
 
 
 def _check_budget(config: Config, n_images: int) -> None:

@@ -18,7 +18,7 @@ from .board import Board
 from .config import Config, DataConfig
 from .datasets import Dataset, open_dataset
 from .errors import InputError
-from .experiment import _check_budget, _check_oracle
+from .experiment import check_feasible
 from .files import write_atomic
 from .launch import check_same_run, finished
 from .report import load_sweep, write_report
@@ -86,8 +86,7 @@ def check(points: Sequence[Point], directory: Path, data_here: bool = True) -> N
             if data_here:
                 key = point.config.data
                 opened[key] = opened.get(key) or open_dataset(key)
-                _check_budget(point.config, len(opened[key].train))
-                _check_oracle(point.config, opened[key])
+                check_feasible(point.config, opened[key])
                 resolve(point.config)
         except InputError as error:
             raise InputError(f"Point {point.name}: {error}") from None
