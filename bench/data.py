@@ -32,6 +32,8 @@ from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage
 
 DATA_EFFORT = Effort(6.0, 5, 30, 1.0)
+REPEATS = 8
+"""The store holds each image so many times, to be far larger than the caches."""
 JPEG_TOLERANCE = 2
 """Levels: what JPEG decoders may differ by."""
 
@@ -144,13 +146,14 @@ def _torchvision(sample: Sample) -> np.ndarray:
 def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, loader: str, effort: Effort,
              device: torch.device, roofs: Roofs, calibration: Calibration) -> Iterator[Stage]:
     """Patches and images, resident and streamed, against decoding again and against copying the page cache."""
-    file = folder / f"{case.name}.u8"
+    images, png = np.tile(images, (REPEATS, 1, 1, 1)), png * REPEATS
+    n, file = len(images), folder / f"{case.name}.u8"
     file.write_bytes(images.tobytes())
     store = np.memmap(file, np.uint8, "r", shape=images.shape)
     grid = Grid(*case.grid, *case.size)
     threads = ThreadPoolExecutor(usable_cores())
     step = max(1, 8 * 360 * 480 // (case.size[0] * case.size[1]))
-    buffer = torch.empty_like(as_tensor(images[:step].copy()))
+    buffer = torch.empty(step, *images.shape[1:], dtype=torch.uint8)
 
     def decode_again() -> Iterator[np.ndarray]:
         return threads.map(lambda sample: np.array(Image.open(sample.image)), png)
@@ -159,8 +162,9 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
         return [normalise(torch.from_numpy(image)[None]) for image in decode_again()]
 
     def copied() -> None:
-        for first in range(0, case.n, step):
-            buffer.copy_(as_tensor(store[first : first + step]))
+        for first in range(0, n, step):
+            part = as_tensor(store[first : first + step])
+            buffer[: len(part)].copy_(part)
 
     def one_pass(frames: Frames, size: int) -> None:
         for _ in frames.scan(size):
@@ -168,11 +172,12 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
 
     def raw(reader: Callable[..., Iterator[Tensor]]) -> Callable[[], None]:
         def call() -> None:
-            for _ in reader(list(store[first : first + step]) for first in range(0, case.n, step)):
-                pass
+            flat = buffer.flatten(1)
+            for part in reader(store[first : first + step] for first in range(0, n, step)):
+                flat[: len(part)].view(part.shape).copy_(part)
         return call
 
-    pixels = 3 * case.n * case.size[0] * case.size[1]
+    pixels = 3 * n * case.size[0] * case.size[1]
     for context, unit in (("image", "images"), ("patch", "patches")):
         held = HeldFrames.of(torch.from_numpy(images), grid, context, device)
         ways: dict[str, Frames] = {"resident": held}
@@ -187,6 +192,16 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
                 "ours": partial(one_pass, frames, size), "decode the PNGs again": normalised_again}
             yield _timed(f"{unit} {way} {case.name}", frames.count, unit, calls, effort, device, roofs, calibration,
                          Work(bytes=pixels + 4 * pixels), "normalised float32 frames, equal to the last bit")
+    held = HeldFrames.of(torch.from_numpy(images), grid, "patch", device)
+    cells = step * grid.cells
+
+    def gathered() -> None:
+        for first in range(0, held.count, cells):
+            held.cut(slice(first, min(first + cells, held.count)))
+
+    calls = {"ours": gathered, "copying the page cache": copied, "decode the PNGs again": lambda: list(decode_again())}
+    yield _timed(f"raw patches resident {case.name}", held.count, "patches", calls, effort, device, roofs, calibration,
+                 Work(bytes=2 * pixels), "uint8, gathered from strided views")
     if loader == "dali":
         from meal_gpu.dali import FrameReader
 
@@ -194,9 +209,9 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
             reader = FrameReader(case.size, tiles, False, device, step).read
             calls = {"ours": raw(reader), "copying the page cache": copied,
                      "decode the PNGs again": lambda: list(decode_again())}
-            count = case.n * (1 if tiles is None else grid.cells)
+            count = n * (1 if tiles is None else grid.cells)
             yield _timed(f"raw {unit} streamed {case.name}", count, unit, calls, effort, device, roofs, calibration,
-                         Work(bytes=2 * pixels), "uint8, from the store")
+                         Work(bytes=2 * pixels), "uint8, from the store into one buffer")
 
 
 def _timed(name: str, items: int, unit: str, calls: dict[str, Callable[[], object]], effort: Effort,

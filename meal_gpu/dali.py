@@ -17,6 +17,8 @@ from .imagefile import Picture
 from .pixels import MEAN_255, STD_255
 
 Rows = list[np.ndarray]
+Batch = list[np.ndarray] | np.ndarray
+"""Images one by one, or in one array ``[B, H, W, 3]``, which nothing needs to gather."""
 _AHEAD = 2
 """Batches in the pipeline at once: one that is used, one that is being read."""
 
@@ -62,20 +64,20 @@ class FrameReader:
 
     def __init__(self, size: Size, tiles: Size | None, normalised: bool, device: torch.device, batch: int) -> None:
         gpu = device.type == "cuda"
-        self._pending: Iterator[Rows] = iter(())
+        self._pending: Iterator[Batch] = iter(())
         # DALI reads the arrays where they are: those of the batches under way must not be freed.
-        self._under_way: deque[Rows] = deque(maxlen=_AHEAD + 2)
+        self._under_way: deque[Batch] = deque(maxlen=_AHEAD + 2)
         self._device = device
         device_id = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
         self._pipe = _reading(self._next, size, tiles, normalised, gpu, batch_size=batch,
                               num_threads=min(8, torch.get_num_threads()), device_id=device_id)
         self._pipe.build()
 
-    def _next(self) -> Rows:
+    def _next(self) -> Batch:
         self._under_way.append(next(self._pending))
         return self._under_way[-1]
 
-    def read(self, batches: Iterable[Rows]) -> Iterator[Tensor]:
+    def read(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         """Frames ``[B, h, w, 3]`` of each batch of images (``[B, cells, h, w, 3]`` with tiles).
 
         While one batch is used the next is being read: a batch is asked for before the one ahead of it is handed out.
@@ -104,7 +106,7 @@ def _decoding(size: Size | None, mixed: bool) -> Pipeline:
 
 
 @pipeline_def(exec_dynamic=True, prefetch_queue_depth=_AHEAD)
-def _reading(source: Callable[[], Rows], size: Size, tiles: Size | None, normalised: bool, gpu: bool) -> Pipeline:
+def _reading(source: Callable[[], Batch], size: Size, tiles: Size | None, normalised: bool, gpu: bool) -> Pipeline:
     images = fn.external_source(source=source, dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
     if gpu:
         images = images.gpu()

@@ -130,7 +130,7 @@ class HeldFrames(Frames):
                     release(self.mapped, image, image + 1)
 
 
-Reading = Callable[[Iterable[list[np.ndarray]]], Iterator[Tensor]]
+Reading = Callable[[Iterable[list[np.ndarray] | np.ndarray]], Iterator[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class StreamedFrames(Frames):
         return len(self.images)
 
     def _images(self, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
-        batches = (list(self.images[first:last]) for first, last in parts)
+        batches = (self.images[first:last] for first, last in parts)
         largest = max((last - first for first, last in parts), default=1)
         for (first, last), pixels in zip(parts, self._pass(self.context == "patch", largest, batches), strict=True):
             yield pixels.flatten(0, -4).permute(0, 3, 1, 2)
@@ -168,7 +168,7 @@ class StreamedFrames(Frames):
         y0, x0, y1, x1 = self.images_grid.box(cell)
         return np.ascontiguousarray(self.images[image, y0:y1, x0:x1])
 
-    def _pass(self, tiled: bool, largest: int, batches: Iterable[list[np.ndarray]]) -> Iterator[Tensor]:
+    def _pass(self, tiled: bool, largest: int, batches: Iterable[list[np.ndarray] | np.ndarray]) -> Iterator[Tensor]:
         """One pass through a pipeline of its own; a pass that was left in the middle takes its pipeline with it."""
         grid = self.images_grid
         reading = self._idle.pop((tiled, largest), None)
@@ -194,7 +194,7 @@ def resident(images: np.ndarray, device: torch.device, loader: str) -> Tensor:
     step = max(1, 2**25 // images[0].nbytes)
     firsts = range(0, n, step)
     reader = FrameReader((height, width), None, False, device, step)
-    for first, part in zip(firsts, reader.read(list(images[i : i + step]) for i in firsts), strict=True):
+    for first, part in zip(firsts, reader.read(images[i : i + step] for i in firsts), strict=True):
         held[first : first + len(part)] = part
         release(images, first, first + len(part))
     return held

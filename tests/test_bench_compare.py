@@ -78,7 +78,7 @@ def test_what_others_took_is_allowed_for():
 
 
 def test_an_injected_sleep_is_found_by_measuring():
-    """The whole way: real work, really measured twice, once with a long sleep in one of two stages: that is the worst."""
+    """The whole way: real work, really measured twice, once with a long sleep in one of two stages, the worst then."""
     calibration, array = Calibration(CPU), np.random.default_rng(0).random(120_000)
 
     def measured(sleep: float) -> Result:

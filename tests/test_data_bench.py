@@ -22,11 +22,12 @@ def result() -> Result:
 def test_everything_that_is_asked_for_is_measured(result):
     names = [stage.name.removesuffix(" 48x64") for stage in result.stages]
     assert names == ["ingest PNG", "ingest JPEG", "images resident", "images streamed", "patches resident",
-                     "patches streamed", "raw images streamed", "raw patches streamed"]
+                     "patches streamed", "raw patches resident", "raw images streamed",
+                     "raw patches streamed"]
     for name in ("ingest PNG 48x64", "ingest JPEG 48x64"):
         assert {other.name for other in result.stage(name).baselines} == {"Pillow + DataLoader", "Pillow, threads",
                                                                          "torchvision"}
-    assert result.stage("patches streamed 48x64").items == 12
+    assert result.stage("patches streamed 48x64").items == 12 * data.REPEATS
     assert {other.name for other in result.stage("raw patches streamed 48x64").baselines} == {
         "copying the page cache", "decode the PNGs again"}
 
