@@ -5,19 +5,18 @@ camera's: an image of 1024 × 2048 pixels takes 2.3 MB in Cityscapes.
 """
 
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from meal_gpu.backend import usable_cores
 from meal_gpu.datasets import CITYSCAPES
+from meal_gpu.files import write_atomic
 from meal_gpu.grid import Size
 from meal_gpu.scenes import CLASSES, draw_scene
-from meal_gpu.timing import Progress, no_progress
-
-from .machine import usable_cores
 
 NOISE = 1.2
 """Standard deviation in levels."""
@@ -29,13 +28,13 @@ _LABEL_IDS = np.zeros(256, np.uint8)  # 0 is void in labelIds
 _LABEL_IDS[: len(CLASSES)] = [CITYSCAPES[_NAMES.get(name, name)][0] for name in CLASSES]
 
 
-def write(root: Path, n_train: int, n_val: int, size: Size, progress: Progress = no_progress) -> Path:
+def write(root: Path, n_train: int, n_val: int, size: Size) -> Path:
     """Write ``n_train`` and ``n_val`` images of ``size`` and their labelIds below ``root``; what is there is kept."""
     jobs = [(root, split, i, size) for split, n in (("train", n_train), ("val", n_val)) for i in range(n)
             if not all(path.exists() for path in paths(root, split, i))]
     with ProcessPoolExecutor(usable_cores(), get_context("spawn")) as workers:
-        for done, _ in enumerate(workers.map(_write, jobs, chunksize=8), 1):
-            progress("draw", done, len(jobs))
+        for _ in workers.map(_write, jobs, chunksize=8):  # raises what a worker raised
+            pass
     return root
 
 
@@ -64,7 +63,4 @@ def _write(job: tuple[Path, str, int, Size]) -> None:
     root, split, i, size = job
     number = 2 * i + (split == "val")
     for path, pixels in zip(paths(root, split, i), picture(number, size), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        Image.fromarray(pixels).save(partial, "PNG", compress_level=3)
-        partial.rename(path)
+        write_atomic(path, partial(Image.fromarray(pixels).save, format="PNG", compress_level=3))

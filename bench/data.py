@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from meal_gpu.backend import find_loader
+from meal_gpu.backend import find_loader, usable_cores
 from meal_gpu.datasets import Sample
 from meal_gpu.decode import decode_all, open_decoder
 from meal_gpu.frames import Frames, HeldFrames, StreamedFrames, as_tensor
@@ -26,7 +26,7 @@ from meal_gpu.imagefile import read_image
 from meal_gpu.pixels import normalise
 
 from .cityscapes import picture
-from .machine import Roofs, Work, card, measure_roofs, usable_cores
+from .machine import Roofs, Work, card, measure_roofs
 from .measure import CPU, Calibration, Effort, interleaved
 from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage

@@ -1,7 +1,6 @@
 """What this machine can do at best: its card, and the measured roofs that benchmarks divide by."""
 
 import io
-import os
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from numba import get_num_threads, njit, prange, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
 from PIL import Image
 
-from meal_gpu.backend import machine
+from meal_gpu.backend import machine, usable_cores
 
 from .measure import Effort, interleaved, last_level_cache
 
@@ -207,8 +206,3 @@ def _decode_all(files: Sequence[bytes]) -> None:
 
     with ThreadPoolExecutor(usable_cores()) as threads:
         list(threads.map(decode, files))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-

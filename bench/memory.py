@@ -33,12 +33,12 @@ def peak(device: torch.device) -> Iterator[Peak]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     if before is None:  # no /proc: only the device tells
         yield found
     elif _reset():
         yield found
-        found.how, found.host_bytes = "VmHWM", _resident("VmHWM")
+        found.how, found.host_bytes = "VmHWM", resident("VmHWM")
     else:
         with _sampled() as highest:
             yield found
@@ -60,11 +60,11 @@ def _reset() -> bool:
 
 @contextmanager
 def _sampled() -> Iterator[list[int]]:
-    highest, stop = [_resident("VmRSS") or 0], threading.Event()
+    highest, stop = [resident("VmRSS") or 0], threading.Event()
 
     def watch() -> None:
         while not stop.wait(_SAMPLE_SECONDS):
-            highest[0] = max(highest[0], _resident("VmRSS") or 0)
+            highest[0] = max(highest[0], resident("VmRSS") or 0)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -75,7 +75,8 @@ def _sampled() -> Iterator[list[int]]:
         thread.join()
 
 
-def _resident(key: str) -> int | None:
+def resident(key: str) -> int | None:
+    """Bytes that ``/proc`` gives for this process: ``VmRSS`` (now) or ``VmHWM`` (the highest); None without it."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

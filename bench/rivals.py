@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from meal_gpu.backend import usable_cores
 from meal_gpu.datasets import Sample
 from meal_gpu.evaluate import Score
 from meal_gpu.kernels import patch_entropy
@@ -26,7 +27,7 @@ from meal_gpu.windows import along
 
 from .ground import Ground, evaluate_part, maps_of, read_all, scores_of
 from .kernels import full_resolution, upsample
-from .machine import Work, usable_cores
+from .machine import Work
 from .result import WrongResultError
 
 FEW = 4

@@ -54,12 +54,12 @@ def _phase(name: str, root: str, size: Sequence[int], budget_gb: float) -> tuple
     from meal_gpu.ingest import ingest
     from meal_gpu.predict import predict
 
-    from .memory import _resident
+    from .memory import resident
 
     config = Config.load("cityscapes", [
         f"data.root={root}", f"data.store={root}/store", f"data.image_size={list(size)}", "model.weights=none",
         f"data.budget_gb={budget_gb}", "query.rounds=0", "device=cpu"])
-    before = _resident("VmRSS") or 0
+    before = resident("VmRSS") or 0
     start = time.perf_counter()
     if name == "ingest":
         shutil.rmtree(Path(root) / "store", ignore_errors=True)
@@ -71,7 +71,7 @@ def _phase(name: str, root: str, size: Sequence[int], budget_gb: float) -> tuple
         model = experiment.new_model(0, 0)
         start = time.perf_counter()
         predict(model, experiment.features(model), {"score"}, "entropy", experiment.backend)
-    return time.perf_counter() - start, before, _resident("VmHWM") or 0
+    return time.perf_counter() - start, before, resident("VmHWM") or 0
 
 
 if __name__ == "__main__":

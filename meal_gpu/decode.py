@@ -7,7 +7,6 @@ Masks are always decoded by Pillow: their values are ids, and DALI looks up pale
 
 import io
 import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .backend import usable_cores
 from .datasets import INVALID, Sample
 from .errors import InputError
 from .grid import Size
@@ -174,7 +174,7 @@ def _by_pillow(content: np.ndarray) -> np.ndarray:
 
 
 def _cores() -> int:
-    return min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(32, usable_cores())
 
 
 def _ranges(values: np.ndarray) -> str:

@@ -181,13 +181,13 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
     frame, batch = frame_grid(config), config.train.batch_size
     if config.train.sample == "image":
         batch *= frame.cells
-    (_, *low_size), (_, *high_size) = model.map_shapes(frame.height, frame.width)
-    cached = config.model.freeze_backbone
     shapes = model.map_shapes(frame.height, frame.width)
+    low_size, high_size = shapes[0][1:], shapes[1][1:]
+    cached = config.model.freeze_backbone
 
     def step(network: DeepLabV3Plus) -> None:
-        at = Windows.of_grid(frame, (low_size[0], low_size[1]), (high_size[0], high_size[1]), RATES,
-                             torch.device("cpu")).of(torch.zeros(batch, dtype=torch.int64))
+        windows = Windows.of_grid(frame, low_size, high_size, RATES, torch.device("cpu"))
+        at = windows.of(torch.zeros(batch, dtype=torch.int64))
         with torch.autocast("cpu", backend.dtype, enabled=backend.dtype != torch.float32):
             if cached:
                 low, high = (torch.empty(batch, h, w, c, dtype=backend.dtype).permute(0, 3, 1, 2)
