@@ -14,10 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from meal_gpu.config import Config
-from meal_gpu.features import batch_size
+from meal_gpu.features import images_per_batch
 from meal_gpu.grid import Grid
 from meal_gpu.kernels import cost
 from meal_gpu.model import RATES, DeepLabV3Plus
+from meal_gpu.sizing import frame_grid
 from meal_gpu.windows import Windows, along
 
 from .machine import Work
@@ -55,19 +56,16 @@ class Network:
     classes: int
     item_bytes: int
     """Of a value in the autocast dtype."""
+    batch: int
+    """Frames per forward pass over a pool that is no smaller."""
 
     @classmethod
     def of(cls, config: Config, classes: int, dtype: torch.dtype) -> "Network":
-        grid = config.data.tiling()
-        if config.data.context == "patch":
-            grid = Grid(1, 1, grid.patch_height, grid.patch_width)
+        images, grid = config.data.tiling(), frame_grid(config)
+        batch = images_per_batch(images) * images.cells // grid.cells
         with META:
             model = DeepLabV3Plus(classes, config.model.model_copy(update={"weights": "none"}))
-        return cls(model, grid, classes, dtype.itemsize)
-
-    @property
-    def batch(self) -> int:
-        return batch_size(self.grid)
+        return cls(model, grid, classes, dtype.itemsize, batch)
 
     def maps(self, n: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -134,9 +132,10 @@ class Network:
         return per_step.times(patches // batch or 1)
 
     def _batches(self, one: Work, frames: int, each: int, weights: int) -> Work:
-        batches = -(-frames // self.batch)
+        batches = -(-frames // self.batch)  # all of one size: the last is filled up
         return Work(bytes=each * frames + weights * self.item_bytes * batches,
-                    flops=round(one.flops * frames / self.batch), dispatches=one.dispatches * batches)
+                    flops=round(one.flops * (batches if batches > 1 else frames / self.batch)),
+                    dispatches=one.dispatches * batches)
 
 
 def pixels_on(device: torch.device, n: int, grid: Grid) -> Tensor:

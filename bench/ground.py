@@ -68,7 +68,7 @@ class Ground:
             raise InputError("This pool has no masks: a round cannot be measured without labels. Use a labelled data "
                              "set; its throughput is that of any pool of equal size.")
         grid, device = experiment.grid, experiment.backend.device
-        frames_at_once = 3 * batch_size(experiment.frames.grid)
+        frames_at_once = 3 * batch_size(experiment.frames)
         wanted = max(2, math.ceil(frames_at_once / experiment.frames.per_image))
 
         n, frozen = min(wanted, len(train_store.names)), config.model.freeze_backbone
@@ -180,14 +180,14 @@ def limited(config: Config, images: int) -> Dataset:
 
 
 def maps_of(features: Features, model: DeepLabV3Plus) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass over the maps of all frames."""
+    """One pass over the maps of all frames, and the repeats behind the last."""
     for _, maps in features.scan(model):
         yield maps
 
 
 def read_all(frames: Frames) -> list[Tensor]:
     """One pass over the frames' pixels."""
-    return [pixels for _, pixels in frames.scan(batch_size(frames.grid))]
+    return [pixels for _, pixels in frames.scan(batch_size(frames))]
 
 
 def scores_of(ground: Ground, features: Features) -> Tensor:

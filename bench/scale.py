@@ -13,7 +13,7 @@ from torch import Tensor
 from meal_gpu.backend import Backend, resolve
 from meal_gpu.config import Config, QueryConfig
 from meal_gpu.embed import fit
-from meal_gpu.features import Features
+from meal_gpu.features import Features, images_per_batch
 from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.kernels import patch_entropy
@@ -65,7 +65,8 @@ def run(config: Config, effort: Effort, pools: Sequence[int] = POOLS, classes: S
     on_meta = {c: Network.of(config, c, backend.dtype) for c in classes}
 
     def measure(point: Point, extra: bool) -> list[Stage]:
-        network = replace(on_meta[point.classes], grid=Grid(*config.data.grid, *point.size))
+        grid = Grid(*config.data.grid, *point.size)
+        network = replace(on_meta[point.classes], grid=grid, batch=images_per_batch(grid))
         calls = _calls(config, backend, point, models[point.classes], network, umap_to if extra else 0)
         return [_measured(name, *call, roofs, effort, backend.device, calibration) for name, call in calls.items()]
 
@@ -101,7 +102,7 @@ def _calls(config: Config, backend: Backend, point: Point, model: DeepLabV3Plus,
 
     @torch.no_grad()
     def vectors() -> Tensor:
-        return torch.cat([features.patch_vectors(high) for _, high in maps_of(features, model)])
+        return torch.cat([features.patch_vectors(high) for _, high in maps_of(features, model)])[:patches]
 
     logits = forward()
 

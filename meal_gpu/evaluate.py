@@ -56,7 +56,7 @@ def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_cl
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
     for frames, maps in features.scan(model):
         with backend.autocast():
-            logits = model.logits(*maps)
+            logits = model.logits(*maps)[: frames.stop - frames.start]
         logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
         prediction = logits.argmax(1)
         add_confusion(confusion, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])

@@ -29,6 +29,8 @@ class Features:
     backend: Backend
     low_size: Size
     high_size: Size
+    batch: int
+    """Frames in every forward pass of a `scan`."""
     cache: tuple[Tensor, Tensor] | None = None
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
 
@@ -37,35 +39,38 @@ class Features:
            progress: Progress = no_progress) -> "Features":
         """Prepare the features of frames under a network, computing all of them now if ``cached``."""
         shapes = model.map_shapes(frames.grid.height, frames.grid.width)
-        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:])
+        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch_size(frames))
         return fresh._kept(model, shapes, stage, progress) if cached else fresh
 
     @torch.no_grad()
     def _kept(self, model: DeepLabV3Plus, shapes: Iterable[tuple[int, int, int]], stage: str,
               progress: Progress) -> "Features":
         model.eval()
-        model.eval()
         count, done = self.frames.count, 0
         low, high = (torch.empty(count, height, width, channels, dtype=self.backend.dtype, device=self.frames.device)
                      for channels, height, width in shapes)
         for frames, maps in self.scan(model):
             for cache, fresh in zip((low, high), maps, strict=True):
-                cache[frames] = fresh.permute(0, 2, 3, 1)
+                cache[frames] = fresh[: frames.stop - frames.start].permute(0, 2, 3, 1)
             progress(stage, done := done + frames.stop - frames.start, count)
         return replace(self, cache=(low, high))
 
     def scan(self, model: DeepLabV3Plus) -> Iterator[tuple[slice, Maps]]:
-        """One pass over all frames: their numbers and their maps, batch by batch."""
-        size = batch_size(self.frames.grid)
+        """One pass over all frames: their numbers and their maps, batch by batch.
+
+        All batches are of one shape, so that a frame's maps do not depend on how many come with it (another shape may
+        make the processor add in another order) and a device runs the same graph every time. The last is filled up
+        with repeats of its last frame: leave out what comes behind the numbers.
+        """
         if self.cache is not None:
             low, high = (cache.permute(0, 3, 1, 2) for cache in self.cache)
-            for first in range(0, self.frames.count, size):
-                frames = slice(first, min(first + size, self.frames.count))
-                yield frames, (low[frames], high[frames])
+            for first in range(0, self.frames.count, self.batch):
+                frames = slice(first, min(first + self.batch, self.frames.count))
+                yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
-        for frames, pixels in self.frames.scan(size):
+        for frames, pixels in self.frames.scan(self.batch):
             with self.backend.autocast():
-                maps = model.features(pixels)
+                maps = model.features(filled(pixels, self.batch))
             yield frames, maps
 
     def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
@@ -94,9 +99,19 @@ class Features:
             return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
 
 
-def batch_size(grid: Grid) -> int:
-    """Frames per forward pass."""
+def images_per_batch(grid: Grid) -> int:
+    """Images per forward pass over a pool."""
     return max(1, BATCH_PIXELS // (grid.height * grid.width))
+
+
+def batch_size(frames: Frames) -> int:
+    """Frames per forward pass: whole images, and no more than there are."""
+    return min(images_per_batch(frames.images_grid), frames.n_images) * frames.per_image
+
+
+def filled(batch: Tensor, size: int) -> Tensor:
+    """``batch [B, …]`` as ``[size, …]``, with repeats of its last entry, in the memory format that it has."""
+    return torch.cat([batch, *[batch[-1:]] * (size - len(batch))]) if len(batch) < size else batch
 
 
 def _mean_matrix(n_pixels: int, patch: int, n_patches: int, n_in: int) -> Tensor:

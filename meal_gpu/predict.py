@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .backend import Backend
-from .features import Features, batch_size
+from .features import Features
 from .kernels import patch_entropy
 from .model import DeepLabV3Plus
 from .timing import Progress, no_progress
@@ -63,7 +63,8 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     def keep(name: str, values: Tensor, frames: slice) -> None:
         if name not in held:
             held[name] = values.new_empty(features.frames.count * cells, *values.shape[1:])
-        held[name][frames.start * cells : frames.stop * cells] = values
+        n = (frames.stop - frames.start) * cells
+        held[name][frames.start * cells :][:n] = values[:n]
 
     for frames, (low, high) in features.scan(model):
         with backend.autocast():
@@ -86,7 +87,7 @@ def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: B
     model.eval()
     cells, windows = features.frames.grid.cells, features.windows()
     entropy, prediction = [], []
-    parts = ids.split(batch_size(features.frames.grid))
+    parts = ids.split(features.batch)
     for part, maps in zip(parts, features.read(model, [part // cells for part in parts]), strict=True):
         at = windows.of((part % cells).to(features.frames.device))
         with backend.autocast():

@@ -16,7 +16,7 @@ from . import scenes
 from .backend import Backend
 from .config import Config
 from .datasets import open_dataset
-from .features import batch_size
+from .features import images_per_batch
 from .grid import Grid
 from .kernels import patch_entropy
 from .model import RATES, DeepLabV3Plus
@@ -158,10 +158,8 @@ def peak_scoring(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
     The very network runs on tensors without memory, and the living ones are counted. What libraries take for
     themselves (workspaces, reordered weights) comes on top.
     """
-    frame = frame_grid(config)
-    size = batch_size(frame)
-    if config.data.context == "patch":  # whole images at a time
-        size = max(1, size // config.data.tiling().cells) * config.data.tiling().cells
+    images, frame = config.data.tiling(), frame_grid(config)
+    size = images_per_batch(images) * images.cells // frame.cells
 
     def score(network: DeepLabV3Plus) -> None:
         pixels = torch.empty(size, frame.height, frame.width, 3).permute(0, 3, 1, 2)

@@ -1,5 +1,7 @@
 """One pass over the pool against the whole chain in float64, pixel by pixel."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,12 +162,12 @@ def test_cached_and_fresh_features_score_alike(model):
     assert torch.equal(fresh, cached)
 
 
-def test_several_batches_are_one_pool(model, monkeypatch):
+def test_several_batches_are_one_pool(model):
     features = tiny_features(model, noise(5, 32, 48), (2, 2))
     whole = predict(model, features, {"score", "features"}, "entropy", BACKEND)
     seen = []
-    monkeypatch.setattr("meal_gpu.features.batch_size", lambda grid: 2)
-    parts = predict(model, features, {"score", "features"}, "entropy", BACKEND, lambda *args: seen.append(args))
+    parts = predict(model, replace(features, batch=2), {"score", "features"}, "entropy", BACKEND,
+                    lambda *args: seen.append(args))
     for name in ("score", "features"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
     assert seen == [("score", 2, 5), ("score", 4, 5), ("score", 5, 5)]
