@@ -120,7 +120,7 @@ def _calls(config: Config, backend: Backend, point: Point, model: DeepLabV3Plus,
         "vectors": (patches, vectors, network.vectors(n)),
         "forward": (patches, forward, network.forward(n)),
         "patch_entropy": (patches, entropy, network.entropy(n)),
-        "top-k": (patches, lambda: view.most_uncertain(200), Work(bytes=patches * 5, dispatches=7)),
+        "top-k": (patches, lambda: view.most_uncertain(200), Work(bytes=patches * 5, dispatches=10)),
         "seeding": (patches, lambda: represent(points, min(32, len(points)), view), Work(dispatches=32 * 15)),
     }
     if 15 < patches <= umap_to:

@@ -55,8 +55,19 @@ class PoolView:
     def most_uncertain(self, n: int) -> Tensor:
         """The n free patches of highest score, int64 ``[n]``, highest first (paper, Step 1); all if there are fewer."""
         assert self.score is not None, "declare the need of 'score' in STRATEGIES"
-        free = self.free_ids
-        return free[torch.sort(self.score[free], descending=True, stable=True).indices[:n]]
+        keys = torch.where(self.free, rank_keys(self.score), torch.iinfo(torch.int64).min)
+        return keys.topk(min(n, self.n_free)).indices
+
+
+def rank_keys(score: Tensor) -> Tensor:
+    """Scores float32 ``[n]`` → int64 ``[n]``, all different: greater where the score is greater, or equal and earlier.
+
+    So that selecting the largest is exact in its ties, where `torch.topk` promises nothing, and nothing is sorted.
+    """
+    bits = (score + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it equals
+    # Ordered as the numbers are: the bits of a float say sign and magnitude.
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.long() << 32) - torch.arange(len(score), device=score.device)
 
 
 def random(view: PoolView, n: int) -> Tensor:

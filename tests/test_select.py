@@ -15,7 +15,16 @@ from sklearn.exceptions import ConvergenceWarning
 from meal_gpu.config import QueryConfig
 from meal_gpu.errors import InputError
 from meal_gpu.randomness import generator
-from meal_gpu.select import STRATEGIES, PoolView, Strategy, find_strategy, represent, seed_kmeans, snap_kmeans
+from meal_gpu.select import (
+    STRATEGIES,
+    PoolView,
+    Strategy,
+    find_strategy,
+    rank_keys,
+    represent,
+    seed_kmeans,
+    snap_kmeans,
+)
 
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 
@@ -57,6 +66,14 @@ def test_the_most_uncertain_are_sorted_by_score_then_by_id(free, n, seed):
     score = torch.randint(0, 5, (24,), generator=torch.Generator().manual_seed(seed)).float()
     expected = sorted(free, key=lambda patch: (-float(score[patch]), patch))[:n]
     assert view(free, score=score).most_uncertain(n).tolist() == expected
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0]), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_keys_order_any_scores_as_the_numbers_do_and_ties_by_id(scores):
+    """Scores may be negative, of either zero, or infinite: the order is Python's own."""
+    order = sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
+    assert torch.argsort(rank_keys(torch.tensor(scores)), descending=True).tolist() == order
 
 
 # --- k-means++ --------------------------------------------------------------------------------------------------------
