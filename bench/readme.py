@@ -51,7 +51,7 @@ def _one(name: str, result: Result) -> str:
     lines += [f"{note} " for note in result.notes]
     below = [f"{stage.name}, {stage.note}" for stage in result.stages if "of its roof:" in stage.note]
     if below:
-        lines += ["", "Below half of their roof: " + "; ".join(below) + ".", ""]
+        lines += ["", "Below half of their roof:", "", *(f"- {line}" for line in below), ""]
     lines += [f"{one.stage} grows with {one.over} ^ {one.exponent:.2f}. " for one in result.growth]
     lines += [f"Next: {advice(result)}", ""]
     return "\n".join(lines)

@@ -201,8 +201,10 @@ def _say_where(file: Path) -> None:
 
 def main() -> None:
     """Entry point of ``meal-gpu``."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s",
-                        handlers=[RichHandler(console=errors, show_time=False, show_path=False, show_level=False)])
+    # Where no terminal is, a line stays a line, for whoever searches it.
+    handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True,
+                        handlers=[handler if errors.is_terminal else logging.StreamHandler()])
     logging.getLogger("meal_gpu").setLevel(logging.INFO)
     logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier's weights, which are not used
     try:
