@@ -161,7 +161,7 @@ def test_no_space_left_keeps_the_run(meal_gpu, tiny_file, tmp_path):
     assert f"meal-gpu run --resume {out}" in " ".join(stopped.stderr.split())
     assert "Traceback" not in stopped.stderr
     # Where no terminal is, a message is one line, however long its path.
-    assert [line[-3:] for line in stopped.stderr.splitlines() if line.startswith("Built the store")] == 2 * [" s."]  # train, val
+    assert [line[-3:] for line in stopped.stderr.splitlines() if line.startswith("Built the store")] == 2 * [" s."]
     assert not list(out.rglob(".*.safetensors.*"))
     code, _, err = meal_gpu("run", "--resume", out)
     assert code == 0, err
