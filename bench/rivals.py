@@ -22,8 +22,7 @@ from meal_gpu.datasets import Sample
 from meal_gpu.evaluate import Score
 from meal_gpu.kernels import patch_entropy
 from meal_gpu.select import PoolView, represent
-from meal_gpu.train import _loss
-from meal_gpu.windows import along
+from meal_gpu.train import patch_loss
 
 from .ground import Ground, evaluate_part, maps_of, read_all, scores_of
 from .kernels import full_resolution, upsample
@@ -177,12 +176,8 @@ def window_loss(ground: Ground, ids: Tensor, labels: Tensor) -> float:
     """The engine's loss of some patches, in eval mode."""
     model, features = ground.model.eval(), ground.features
     cells, backend = ground.frames.grid.cells, ground.experiment.backend
-    at, frames = features.windows().of(ids % cells), ids // cells
-    with backend.autocast():
-        low, high = (torch.cat(part)[frames] for part in zip(*maps_of(features, model), strict=True))
-        logits = model.window_logits(low, high, at)
-    pixels = along(at.rows.pixels, at.cols.pixels, logits.float().permute(0, 2, 3, 1))
-    return float(_loss(pixels, labels))
+    low, high = (torch.cat(part)[ids // cells] for part in zip(*maps_of(features, model), strict=True))
+    return float(patch_loss(model, low, high, features.windows, ids % cells, labels, backend))
 
 
 def research_evaluation(ground: Ground) -> Rival:

@@ -28,7 +28,7 @@ from .model import DeepLabV3Plus
 from .oracle import SimulatedOracle
 from .pool import Pool
 from .timing import StageClock, peak_bytes
-from .transfers import HostReads
+from .transfers import Transfers
 
 Numbers = dict[str, float]
 Finding = tuple[str, Numbers]
@@ -223,12 +223,12 @@ def transfers() -> Finding:
     with _toy(device.type, **{"query.strategy": "entropy"}) as experiment:
         model, pool, clock = experiment.new_model(0, 0), _begun(experiment), StageClock(device)
         acquire(experiment, pool, model, 0, 0, clock)  # compiles what is compiled at first use
-        with HostReads() as reads:
+        with Transfers() as counted:
             acquire(experiment, pool, model, 0, 0, clock)
-    numbers = {"reads": float(sum(reads.found.values())),
+    numbers = {"reads": float(sum(counted.reads.values())), "sends": float(sum(counted.sends.values())),
                **{f"peak_{key}_bytes": float(value) for key, value in peak_bytes(device).items()}}
-    if reads.found != {"acquire.py: tolist": 1}:
-        places = ", ".join(f"{place} x{count}" for place, count in sorted(reads.found.items()))
+    if counted.reads != {"acquire.py: tolist": 1}:
+        places = ", ".join(f"{place} x{count}" for place, count in sorted(counted.reads.items()))
         raise Deviation(f"a query reads the device at: {places}; once was expected", **numbers)
     memory = ", ".join(f"{value / 1e9:.2f} GB on the {key}" for key, value in peak_bytes(device).items())
     return f"a query on {device.type} reads once; at most {memory}", numbers

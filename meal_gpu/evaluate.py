@@ -27,38 +27,48 @@ class Score:
         A class absent from both is left out of the mean: its IoU is 0/0, and counting it as 0 or 1 would say
         something about the data set, not about the network.
         """
-        counts = confusion.double().cpu()
-        union = counts.sum(0) + counts.sum(1) - counts.diag()
-        iou = [float(counts[c, c] / union[c]) if union[c] > 0 else None for c in range(len(counts))]
+        both = torch.stack([confusion.diag(), confusion.sum(0) + confusion.sum(1) - confusion.diag()]).tolist()
+        iou = [hits / union if union > 0 else None for hits, union in zip(*both, strict=True)]
         present = [value for value in iou if value is not None]
         return cls(tuple(iou), sum(present) / len(present) if present else None)
 
 
 def add_confusion(confusion: Tensor, truth: Tensor, prediction: Tensor) -> None:
-    """Count pixels into ``confusion`` int64 ``[C, C]``, in place; truth outside ``0 … C - 1`` (void) is left out."""
+    """Count pixels ``[B, H, W]`` into ``confusion`` int64 ``[C, C]``, in place.
+
+    Truth outside ``0 … C - 1`` (void) is left out.
+    """
     classes = len(confusion)
-    truth, prediction = truth.flatten().long(), prediction.flatten().long()
-    # Void goes into an extra bin instead of a boolean mask: the shapes stay fixed and the device is not waited for.
+    truth, prediction = truth.flatten(1).long(), prediction.flatten(1).long()
+    # Void goes into an extra bin instead of a boolean mask, and `bincount` would look for the largest: the shapes stay
+    # fixed, and the device is not waited for. An image is counted by itself, so that fewer threads add to one number.
     bins = torch.where(truth < classes, truth * classes + prediction, classes * classes)
-    confusion += torch.bincount(bins, minlength=classes * classes + 1)[: classes * classes].view(classes, classes)
+    counts = bins.new_zeros(len(bins), classes * classes + 1).scatter_add_(1, bins, bins.new_ones(1).expand_as(bins))
+    confusion += counts.sum(0)[:-1].view(classes, classes)
+
+
+def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
+             progress: Progress = no_progress) -> Score:
+    """IoU over all validation frames; masks uint8 frames, 255 = void. The one wait is for the confusion matrix."""
+    return Score.of(confusion(model, features, masks, num_classes, backend, progress))
 
 
 @torch.no_grad()
-def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
-             progress: Progress = no_progress) -> Score:
-    """One confusion matrix over all validation frames; masks uint8 frames, 255 = void.
+def confusion(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
+              progress: Progress = no_progress) -> Tensor:
+    """The confusion matrix of one pass, int64 ``[truth, prediction]`` on the device, which is not waited for.
 
     Pixels that belong to no patch (see `Grid`) are left out, so that both contexts count the same pixels.
     """
     model.eval()
     grid = features.frames.grid
     height, width = grid.rows * grid.patch_height, grid.cols * grid.patch_width
-    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
-    for frames, maps in features.scan(model):
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
+    for frames, (low, high) in features.scan(model):
         with backend.autocast():
-            logits = model.logits(*maps)[: frames.stop - frames.start]
+            logits = model.logits(low, high, features.upsampling)[: frames.stop - frames.start]
         logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
         prediction = logits.argmax(1)
-        add_confusion(confusion, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])
+        add_confusion(counts, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])
         progress("evaluate", frames.stop, features.frames.count)
-    return Score.of(confusion)
+    return counts

@@ -2,21 +2,24 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .backend import Backend
-from .frames import Frames
+from .frames import Frames, sent
 from .grid import Grid, Size
-from .model import RATES, DeepLabV3Plus
+from .model import RATES, DeepLabV3Plus, upsampling
 from .timing import Progress, no_progress
 from .windows import Windows, along, bilinear_matrix
 
 BATCH_PIXELS = 1_400_000
 """Pixels per forward pass over a pool: eight CamVid images, enough to fill a processor, small beside its memory."""
 
+Given = tuple[Tensor, ...]
+"""What a network is given of a batch of frames: the maps that are kept, or the pixels ``[B, 3, H, W]``."""
 Maps = tuple[Tensor, Tensor]
 """Feature maps ``[B, C, h4, w4]`` and ``[B, C, h16, w16]`` of a batch of frames."""
 
@@ -62,6 +65,13 @@ class Features:
         make the processor add in another order) and a device runs the same graph every time. The last is filled up
         with repeats of its last frame: leave out what comes behind the numbers.
         """
+        for frames, given in self.given():
+            with self.backend.autocast():
+                maps = maps_of(model, given)
+            yield frames, maps
+
+    def given(self) -> Iterator[tuple[slice, Given]]:
+        """The pass of `scan` before the network: what each batch's maps are made of, by `maps_of`."""
         if self.cache is not None:
             low, high = (cache.permute(0, 3, 1, 2) for cache in self.cache)
             for first in range(0, self.frames.count, self.batch):
@@ -69,34 +79,62 @@ class Features:
                 yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
         for frames, pixels in self.frames.scan(self.batch):
-            with self.backend.autocast():
-                maps = model.features(filled(pixels, self.batch))
-            yield frames, maps
+            yield frames, (filled(pixels, self.batch),)
 
     def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
-        """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for."""
+        """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for.
+
+        The indices of all batches go to the device together. A frame that a batch names several times goes through the
+        backbone once.
+        """
+        batches, device = list(batches), self.frames.device
         if self.cache is not None:
-            for batch in batches:
-                index = batch.to(self.frames.device)
+            for index in sent(batches, device):
                 low, high = (cache[index].permute(0, 3, 1, 2) for cache in self.cache)
                 yield low, high
             return
-        for pixels in self.frames.read(batches):
+        distinct = [torch.unique(batch, return_inverse=True) for batch in batches]
+        places = sent([place for _, place in distinct], device)
+        for pixels, place in zip(self.frames.read([frames for frames, _ in distinct]), places, strict=True):
             with self.backend.autocast():
-                maps = model.features(pixels)
-            yield maps
+                low, high = (part[place] for part in model.features(pixels))
+            yield low, high
 
+    # Constants, brought to the device once.
+
+    @cached_property
     def windows(self) -> Windows:
         """The decoder's windows on the patches of a frame."""
         return Windows.of_grid(self.frames.grid, self.low_size, self.high_size, RATES, self.frames.device)
 
+    @cached_property
+    def upsampling(self) -> tuple[Tensor, Tensor]:
+        """For `DeepLabV3Plus.logits`."""
+        return upsampling(self.low_size, self.high_size, self.frames.device, self.backend.dtype)
+
+    @cached_property
+    def means(self) -> dict[Size, tuple[Tensor, Tensor]]:
+        """Per size of map, the row and column matrices that average it over each patch."""
+        grid, device = self.frames.grid, self.frames.device
+        return {(height, width): (_mean_matrix(grid.height, grid.patch_height, grid.rows, height).to(device),
+                                  _mean_matrix(grid.width, grid.patch_width, grid.cols, width).to(device))
+                for height, width in {self.low_size, self.high_size}}
+
     def patch_vectors(self, maps: Tensor) -> Tensor:
         """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h, w]`` upsampled and averaged per patch."""
-        grid, (height, width) = self.frames.grid, maps.shape[2:]
-        rows = _mean_matrix(grid.height, grid.patch_height, grid.rows, height).to(maps.device)
-        cols = _mean_matrix(grid.width, grid.patch_width, grid.cols, width).to(maps.device)
-        with torch.autocast(maps.device.type, enabled=False):
-            return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
+        return patch_means(maps, *self.means[maps.shape[2], maps.shape[3]])
+
+
+def maps_of(model: DeepLabV3Plus, given: Given) -> Maps:
+    """Maps of a batch from `Features.given`; call it within the autocast of its backend."""
+    low, high = given if len(given) == 2 else model.features(*given)
+    return low, high
+
+
+def patch_means(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Means over patches, float32 ``[B * cells, C]``, of maps ``[B, C, h, w]``; matrices from `Features.means`."""
+    with torch.autocast(maps.device.type, enabled=False):
+        return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
 
 
 def images_per_batch(grid: Grid) -> int:

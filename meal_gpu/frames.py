@@ -6,7 +6,7 @@ they come from: a tensor, or a stream from the store. Behind it nothing else nee
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .grid import Grid
-from .pixels import normalise
+from .pixels import normalise, statistics
 from .store import release
 
 
@@ -98,6 +98,10 @@ class HeldFrames(Frames):
         tiles = self.images[:, : grid.rows * height, : grid.cols * width]
         return tiles.unflatten(2, (grid.cols, width)).unflatten(1, (grid.rows, height))
 
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return statistics(self.device)
+
     def __getitem__(self, index: Tensor) -> Tensor:
         """Frames as they are, uint8 ``[B, h, w, …]`` on the device, for indices int64 ``[B]``."""
         index = index.to(self.images.device)
@@ -120,11 +124,12 @@ class HeldFrames(Frames):
 
     def _images(self, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
         for first, last in parts:
-            yield normalise(self.cut(slice(first * self.per_image, last * self.per_image)))
+            yield normalise(self.cut(slice(first * self.per_image, last * self.per_image)), self._statistics)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-        for batch in batches:
-            yield normalise(self[batch])
+        batches = list(batches)
+        for batch, index in zip(batches, sent(batches, self.images.device), strict=True):
+            yield normalise(self[index], self._statistics)
             if self.mapped is not None:
                 for image in (batch // self.per_image).tolist():
                     release(self.mapped, image, image + 1)
@@ -181,6 +186,11 @@ class StreamedFrames(Frames):
             reading = FrameReader(size, tiles, True, self.device, largest).read
         yield from reading(batches)
         self._idle[tiled, largest] = reading
+
+
+def sent(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Tensors of the host, of one dtype, on a device: in one copy, however many they are."""
+    return torch.cat(list(parts)).to(device).split([len(part) for part in parts]) if parts else parts
 
 
 def resident(images: np.ndarray, device: torch.device, loader: str) -> Tensor:

@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from .config import ModelConfig
 from .errors import InputError, did_you_mean
+from .grid import Size
 from .pixels import normalise
 from .windows import Windows, along, bilinear_matrix, taps
 
 RATES = (6, 12, 18)
 """Dilations of the ASPP's 3 × 3 convolutions."""
+Upsampling = tuple[Tensor, Tensor]
+"""Row and column matrices from stride 16 to stride 4, ``[1, h4, 3 * h16]`` and ``[1, w4, 3 * w16]``."""
 
 
 class ConvNormAct(nn.Sequential):
@@ -116,12 +119,10 @@ class Decoder(nn.Module):
         self.refine_dropout = Dropout(0.1)
         self.classify = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, low: Tensor, aspp: Tensor) -> Tensor:
+    def forward(self, low: Tensor, aspp: Tensor, up: Upsampling | None = None) -> Tensor:
         """The whole map: low ``[B, C, h4, w4]``, aspp ``[B, 256, h16, w16]`` → logits ``[B, classes, h4, w4]``."""
-        rows, cols = (taps(bilinear_matrix(n4, n16)).reshape(1, n4, 3 * n16)
-                      for n4, n16 in zip(low.shape[2:], aspp.shape[2:], strict=True))
-        up_rows, up_cols = (torch.from_numpy(matrix).to(aspp) for matrix in (rows, cols))
-        fused = self._fuse(F.pad(self.low(low), (1, 1, 1, 1)), aspp, up_rows, up_cols)
+        rows, cols = up or upsampling(_size(low), _size(aspp), aspp.device, aspp.dtype)
+        fused = self._fuse(F.pad(self.low(low), (1, 1, 1, 1)), aspp, rows, cols)
         return self._classify(F.pad(fused, (1, 1, 1, 1)))
 
     def windows(self, low: Tensor, aspp: Tensor, at: Windows) -> Tensor:
@@ -205,9 +206,12 @@ class DeepLabV3Plus(nn.Module):
         self.backbone.train(training)
         return (low.shape[1], low.shape[2], low.shape[3]), (high.shape[1], high.shape[2], high.shape[3])
 
-    def logits(self, low: Tensor, high: Tensor) -> Tensor:
-        """Features → logits at stride 4, ``[B, classes, H/4, W/4]``."""
-        return self.decoder(low, self.aspp(high))
+    def logits(self, low: Tensor, high: Tensor, up: Upsampling | None = None) -> Tensor:
+        """Features → logits at stride 4, ``[B, classes, H/4, W/4]``.
+
+        ``up`` is the `upsampling` of these maps, for whoever calls often: without it each call sends it to the device.
+        """
+        return self.decoder(low, self.aspp(high), up)
 
     def window_logits(self, low: Tensor, high: Tensor, at: Windows) -> Tensor:
         """The same for one window of each image; see `Decoder.windows`."""
@@ -217,6 +221,17 @@ class DeepLabV3Plus(nn.Module):
         """uint8 RGB ``[B, H, W, 3]`` → logits float32 ``[B, classes, H, W]``."""
         logits = self.logits(*self.features(normalise(images)))
         return F.interpolate(logits.float(), images.shape[1:3], mode="bilinear", align_corners=True)
+
+
+def upsampling(low: Size, high: Size, device: torch.device, dtype: torch.dtype) -> Upsampling:
+    """Interpolation along each axis from maps of size ``high`` to ``low``, three taps beside each other."""
+    rows, cols = (torch.from_numpy(taps(bilinear_matrix(n4, n16)).reshape(1, n4, 3 * n16)).to(device, dtype)
+                  for n4, n16 in zip(low, high, strict=True))
+    return rows, cols
+
+
+def _size(maps: Tensor) -> Size:
+    return maps.shape[2], maps.shape[3]
 
 
 def _nhwc(x: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
             if "features" in wanted:
                 keep("features", features.patch_vectors(high), frames)
             if "score" in wanted or "probabilities" in wanted:
-                logits = model.logits(low, high)
+                logits = model.logits(low, high, features.upsampling)
         if "score" in wanted:
             sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
             keep("score", sums.flatten() / grid.patch_pixels, frames)
@@ -85,11 +85,11 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
 def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
     """Entropy map and prediction of single patches ``ids`` int64 ``[n]`` (host), through the windowed decoder."""
     model.eval()
-    cells, windows = features.frames.grid.cells, features.windows()
+    cells, windows = features.frames.grid.cells, features.windows
     entropy, prediction = [], []
-    parts = ids.split(features.batch)
-    for part, maps in zip(parts, features.read(model, [part // cells for part in parts]), strict=True):
-        at = windows.of((part % cells).to(features.frames.device))
+    parts, where = ids.split(features.batch), (ids % cells).to(features.frames.device).split(features.batch)
+    for at_cells, maps in zip(where, features.read(model, [part // cells for part in parts]), strict=True):
+        at = windows.of(at_cells)
         with backend.autocast():
             logits = model.window_logits(*maps, at)
         pixels = along(at.rows.pixels, at.cols.pixels, logits.float().permute(0, 2, 3, 1))

@@ -3,7 +3,7 @@
 import copy
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from .features import images_per_batch
 from .grid import Grid
 from .kernels import patch_entropy
 from .model import RATES, DeepLabV3Plus
-from .windows import Windows, along
+from .train import patch_loss
+from .windows import Windows
 
 
 @dataclass(frozen=True)
@@ -181,21 +182,18 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
         batch *= frame.cells
     shapes = model.map_shapes(frame.height, frame.width)
     low_size, high_size = shapes[0][1:], shapes[1][1:]
-    cached = config.model.freeze_backbone
+    cached, pretended = config.model.freeze_backbone, replace(backend, device=torch.device("cpu"))
 
     def step(network: DeepLabV3Plus) -> None:
-        windows = Windows.of_grid(frame, low_size, high_size, RATES, torch.device("cpu"))
-        at = windows.of(torch.zeros(batch, dtype=torch.int64))
-        with torch.autocast("cpu", backend.dtype, enabled=backend.dtype != torch.float32):
-            if cached:
-                low, high = (torch.empty(batch, h, w, c, dtype=backend.dtype).permute(0, 3, 1, 2)
-                             for c, h, w in shapes)
-            else:
+        windows = Windows.of_grid(frame, low_size, high_size, RATES, pretended.device)
+        if cached:
+            low, high = (torch.empty(batch, h, w, c, dtype=backend.dtype).permute(0, 3, 1, 2) for c, h, w in shapes)
+        else:
+            with pretended.autocast():
                 low, high = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
-            logits = network.window_logits(low, high, at)
-            pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
-        target = torch.zeros(pixels.shape[:-1].numel(), dtype=torch.int64)
-        torch.nn.functional.cross_entropy(pixels.float().flatten(0, 2), target).backward()
+        labels = torch.zeros(batch, frame.patch_height, frame.patch_width, dtype=torch.uint8)
+        cells = torch.zeros(batch, dtype=torch.int64)
+        patch_loss(network, low, high, windows, cells, labels, pretended).backward()
 
     return _peak(model.train(), step)
 

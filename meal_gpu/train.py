@@ -1,7 +1,7 @@
 """Train a network from scratch on the labelled patches (paper, section 4.2)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -13,9 +13,10 @@ from .backend import Backend
 from .config import TrainConfig
 from .errors import InputError
 from .features import Features
+from .frames import sent
 from .model import DeepLabV3Plus
 from .timing import Progress, no_progress
-from .windows import along
+from .windows import Windows, along
 
 
 class Measured(Protocol):
@@ -66,7 +67,6 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     if len(ids) < 2:
         raise InputError(f"{len(ids)} patch is labelled and batch-norm needs at least 2 to train on: use a finer "
                          "data.grid or a larger query.n_initial_images.")
-    cells, windows = features.frames.grid.cells, features.windows()
     host_ids = ids.cpu()
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.lr_decay_every or epochs, config.lr_decay)
@@ -74,25 +74,9 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     kept: dict[str, Tensor] = {}
     for epoch in range(1, epochs + 1):
         model.train()
-        losses = []
-        batches = list(_batches(host_ids, cells, config, order))
-        # A frame that several patches of a batch come from goes through the backbone once.
-        frames = [torch.unique(host_ids[batch] // cells, return_inverse=True) for batch in batches]
-        maps = features.read(model, [distinct for distinct, _ in frames])
-        for batch, (_, frame_of), both in zip(batches, frames, maps, strict=True):
-            batch = batch.to(ids.device)
-            at = windows.of(ids[batch] % cells)
-            with backend.autocast():
-                low, high = (part[frame_of.to(ids.device)] for part in both)
-                logits = model.window_logits(low, high, at)
-                pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
-            loss = _loss(pixels.float(), labels[batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.detach())
+        batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
+        mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend))
         schedule.step()
-        mean_loss = float(torch.stack(losses).mean())
         if not math.isfinite(mean_loss):
             raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "
                              f"{config.lr:g}. Lower it, or use model.precision: float32.")
@@ -109,7 +93,39 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     return history
 
 
-def _loss(pixels: Tensor, labels: Tensor) -> Tensor:
+def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
+                host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend) -> Tensor:
+    """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
+
+    ``host_ids`` are the ids again, on the host. Nothing here waits for the device: what the steps need of the host is
+    sent before the first.
+    """
+    cells, losses = features.frames.grid.cells, torch.empty(len(batches), device=ids.device)
+    maps = features.read(model, [host_ids[batch] // cells for batch in batches])
+    for step, (batch, (low, high)) in enumerate(zip(sent(batches, ids.device), maps, strict=True)):
+        loss = patch_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses[step] = loss.detach()
+    return losses.mean()
+
+
+def patch_loss(model: DeepLabV3Plus, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
+               backend: Backend) -> Tensor:
+    """What a step of training descends: the loss of a batch of patches, float32 ``[]``.
+
+    Maps ``[B, C, h, w]`` of each patch's frame; ``windows`` of the grid; the patches' cells int64 ``[B]`` and labels
+    uint8 ``[B, patch_height, patch_width]``.
+    """
+    at = windows.of(cells)
+    with backend.autocast():
+        logits = model.window_logits(low, high, at)
+        pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
+    return cross_entropy(pixels.float(), labels)
+
+
+def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy over the batch's labelled pixels: logits ``[B, h, w, C]``, labels uint8 ``[B, h, w]``.
 
     A batch of void only has loss 0, where the mean would be 0/0 and would ruin every weight.

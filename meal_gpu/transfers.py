@@ -1,7 +1,8 @@
-"""Who reads device memory from the host, and where: the count behind "one transfer per query".
+"""What goes between host and device, and where: the count behind "one transfer per query".
 
-It works the same whether the tensors are on a GPU, on a CPU, or pretended (`FakeTensorMode`): what would stop a GPU is
-known by the call. Reads within kernels and libraries are not seen, and copies to the device are not counted.
+Reads are counted the same whether the tensors are on a GPU, on a CPU, or pretended (`FakeTensorMode`): what would stop
+a GPU is known by the call. Copies to the device are known by the devices, so that they are counted on a GPU and on a
+pretended one. What happens within kernels and libraries is not seen.
 """
 
 import sys
@@ -20,18 +21,23 @@ READS = frozenset({"cpu", "numpy", "tolist", "item", "__bool__", "__int__", "__f
 WAITS = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_consecutive", "unique_dim",
                    "equal", "repeat_interleave"})
 """Operations that stop until the device has said a value, or how large their result is."""
+MAKES = frozenset({"tensor", "as_tensor"})
+"""Functions that make a tensor of Python numbers, which they send where it is wanted."""
 PACKAGE = Path(__file__).parent
 
 
-class HostReads:
-    """While entered, counts the reads by place: ``{"acquire.py: cpu": 1}``."""
+class Transfers:
+    """While entered, counts by place: ``reads == {"acquire.py: cpu": 1}``."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+        """Of device memory by the host, and waits for it."""
+        self.sends: Counter[str] = Counter()
+        """Copies from the host to the device."""
         self._inside = False
         self._methods, self._operations = _Methods(self), _Operations(self)
 
-    def __enter__(self) -> "HostReads":
+    def __enter__(self) -> "Transfers":
         self._methods.__enter__()
         self._operations.__enter__()
         return self
@@ -41,13 +47,13 @@ class HostReads:
         self._operations.__exit__(kind, error, trace)
         self._methods.__exit__(kind, error, trace)
 
-    def call(self, name: str, counted: bool, function: Any, args: Any, kwargs: Any) -> Any:
-        """Run a function; what is read within a counted one is part of it."""
-        if not counted or self._inside:
+    def call(self, name: str, counts: Counter[str] | None, function: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function, counted where ``counts`` are given; what is read within a counted one is part of it."""
+        if counts is None or self._inside:
             return function(*args, **kwargs)
         place = _place()
         if place is not None:
-            self.found[f"{place}: {name.strip('_')}"] += 1
+            counts[f"{place}: {name.strip('_')}"] += 1
         self._inside = True
         try:
             return function(*args, **kwargs)
@@ -58,34 +64,43 @@ class HostReads:
 class _Methods(TorchFunctionMode):
     """Sees the tensor's methods: on a CPU ``cpu()`` copies nothing, and no operation tells of it."""
 
-    def __init__(self, reads: HostReads) -> None:
+    def __init__(self, counted: Transfers) -> None:
         super().__init__()
-        self.reads = reads
+        self.counted = counted
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", "")
-        return self.reads.call(name, name in READS, function, args, kwargs or {})
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        counts = self.counted.reads if name in READS else None
+        if name in MAKES and torch.device(kwargs.get("device") or "cpu").type == "cuda":
+            counts = self.counted.sends
+        return self.counted.call(name, counts, function, args, kwargs)
 
 
 class _Operations(TorchDispatchMode):
-    """Sees what PyTorch itself does below its Python functions: indexing by a mask, copies from device to host."""
+    """Sees what PyTorch itself does below its Python functions: indexing by a mask, copies between the two."""
 
-    def __init__(self, reads: HostReads) -> None:
+    def __init__(self, counted: Transfers) -> None:
         super().__init__()
-        self.reads = reads
+        self.counted = counted
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         kwargs = kwargs or {}
         masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        to_host = name in ("_to_copy", "copy_") and _to_host(name, args, kwargs)
-        return self.reads.call(name, name in WAITS or masked or to_host, function, args, kwargs)
+        way = _way(name, args, kwargs) if name in ("_to_copy", "copy_") else None
+        counts = self.counted.reads if name in WAITS or masked or way == ("cuda", "cpu") else None
+        if way == ("cpu", "cuda"):
+            counts = self.counted.sends
+        return self.counted.call(name, counts, function, args, kwargs)
 
 
-def _to_host(name: str, args: Any, kwargs: Any) -> bool:
+def _way(name: str, args: Any, kwargs: Any) -> tuple[str, str] | None:
+    """The kinds of device that a copy goes from and to."""
     source = args[0] if name == "_to_copy" else args[1]
+    if not isinstance(source, Tensor):
+        return None
     target = kwargs.get("device") or source.device if name == "_to_copy" else args[0].device
-    return isinstance(source, Tensor) and source.device.type == "cuda" and torch.device(target).type == "cpu"
+    return source.device.type, torch.device(target).type
 
 
 def _place() -> str | None:

@@ -17,7 +17,8 @@ from meal_gpu import rapids
 from meal_gpu.acquire import acquire
 from meal_gpu.config import ModelConfig, QueryConfig
 from meal_gpu.embed import Embedding
-from meal_gpu.engine import initial_patches
+from meal_gpu.engine import initial_patches, learn
+from meal_gpu.evaluate import confusion
 from meal_gpu.experiment import prepare
 from meal_gpu.features import Features
 from meal_gpu.frames import HeldFrames
@@ -26,7 +27,8 @@ from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.predict import predict
 from meal_gpu.select import PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
-from meal_gpu.transfers import HostReads
+from meal_gpu.train import train_epoch
+from meal_gpu.transfers import Transfers
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(
@@ -57,7 +59,7 @@ def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached, mo
     grid, backend = Grid(2, 3, 64, 96), tiny_backend()
     frames = HeldFrames.of(images, grid, context, CUDA)
     features = Features.of(frames, model, backend, cached)
-    with HostReads() as reads:
+    with Transfers() as counted:
         seen = predict(model, features, {"score", "features", "probabilities"}, "entropy", backend)
         ids = torch.arange(36, device=CUDA)
         free = torch.ones(36, dtype=torch.bool, device=CUDA)
@@ -67,12 +69,80 @@ def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached, mo
         candidates = entropy(view, 8)
         picked = candidates[seed_kmeans(seen.features[candidates], 4, view.uniforms(4))]
         clustered = candidates[snap_kmeans(seen.features[candidates], 4, 0, "cuml")]
-    assert reads.found == {}
+    assert counted.reads == {}
     for tensor, shape in ((seen.score, (36,)), (seen.features, (36, 112)), (seen.probabilities, (36, 5)),
                           (picked, (4,)), (clustered, (4,))):
         assert isinstance(tensor, FakeTensor)
         assert tensor.device.type == "cuda"
         assert tensor.shape == shape
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("context", ["image", "patch"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_constants_go_to_the_device_once(pretended, context, cached, monkeypatch):
+    """Six images in three batches: a pass sends its matrices (and the pixels' statistics), and the next sends none."""
+    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    images, model = pretended
+    frames = HeldFrames.of(images, Grid(2, 3, 64, 96), context, CUDA)
+    features = Features.of(frames, model, tiny_backend(), cached)
+    statistics = {"pixels.py: to_copy": 1}
+    if cached:
+        assert frames._statistics
+    for expected in ({"features.py: to_copy": 4, "model.py: to_copy": 2, **({} if cached else statistics)}, {}):
+        with Transfers() as counted:
+            predict(model, features, {"score", "features", "probabilities"}, "entropy", tiny_backend())
+        assert (counted.reads, counted.sends) == ({}, expected)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("sizes", [[2, 2], [2, 2, 2, 2], [3, 2, 3]], ids=str)
+def test_an_epoch_sends_its_indices_and_waits_for_nothing(pretended, sizes, monkeypatch):
+    """Steps of patches, or of images with as many as they have: the frames' numbers and the places among the labels.
+
+    Without the backward pass, for which PyTorch wants a driver; the test on the CPU counts its waits.
+    """
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    images, model = pretended
+    features = Features.of(HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CUDA), model, tiny_backend(), True)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+    labels, host_ids = torch.zeros(8, 32, 32, dtype=torch.uint8, device=CUDA), torch.arange(8, 16)
+    ids, batches = host_ids.to(CUDA), torch.arange(sum(sizes)).split(sizes)
+    model.train()
+    for sends in ({"windows.py: to_copy": 14, "frames.py: to_copy": 2}, {"frames.py: to_copy": 2}):
+        with Transfers() as counted:
+            loss = train_epoch(model, features, ids, labels, batches, host_ids, optimiser, tiny_backend())
+        assert (counted.reads, counted.sends) == ({}, sends)
+        assert loss.device.type == "cuda"
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_evaluation_waits_for_nothing_before_its_confusion_matrix(pretended, cached, monkeypatch):
+    """Six images in three batches; their masks are on the host, and sent batch by batch."""
+    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    images, model = pretended
+    grid = Grid(2, 3, 64, 96)
+    features = Features.of(HeldFrames.of(images, grid, "image", CUDA), model, tiny_backend(), cached)
+    masks = HeldFrames.of(torch.zeros(6, 64, 96, dtype=torch.uint8), grid, "image", CUDA)
+    features.upsampling, features.frames._statistics  # noqa: B018  once per network
+    with Transfers() as counted:
+        counts = confusion(model, features, masks, 5, tiny_backend())
+    assert (counted.reads, counted.sends) == ({}, {"frames.py: to_copy": 3})
+    assert counts.device.type == "cuda"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_training_reads_a_loss_per_epoch(tmp_path, frozen):
+    """On the CPU, where the order of the samples, which is drawn and sorted on the host, is counted as well."""
+    experiment = prepare(tiny_config(tmp_path, **{"model.freeze_backbone": frozen}))
+    pool, ids = experiment.new_pool(), initial_patches(experiment, 0)
+    pool.reveal(ids, torch.zeros(len(ids), 32, 32, dtype=torch.uint8))
+    clock = StageClock(torch.device("cpu"))
+    with Transfers() as counted:
+        learn(experiment, pool, 0, 0, clock)
+    on_the_host = {"train.py: tolist": 2, **({} if frozen else {"features.py: unique2": 6})}
+    assert counted.reads == {"train.py: cpu": 1, "train.py: float": 2, "evaluate.py: tolist": 2} | on_the_host
 
 
 READ_ONCE = {"acquire.py: tolist": 1}
@@ -99,9 +169,9 @@ def test_a_query_reads_once(tmp_path, monkeypatch, strategy, frozen, allowed, se
     pool, ids = experiment.new_pool(), initial_patches(experiment, 0)
     pool.reveal(ids, torch.zeros(len(ids), 32, 32, dtype=torch.uint8))
     model = experiment.new_model(0, 0)
-    with HostReads() as reads:
+    with Transfers() as counted:
         query = acquire(experiment, pool, model, 0, 0, StageClock(torch.device("cpu")))
-    assert reads.found == allowed
+    assert counted.reads == allowed
     assert bool(pool.free[query.ids].all())
     assert len(query.ids.unique()) == 4
 
@@ -113,19 +183,23 @@ def test_the_recorder_sees_what_would_stop_a_gpu():
                        (lambda: float(x[0]), "float"), (lambda: bool(x[0] > 0), "bool"), (lambda: x[0].item(), "item"),
                        (lambda: mask.nonzero(), "nonzero"), (lambda: x[mask], "index"), (lambda: x.unique(), "unique2"),
                        (lambda: x.masked_select(mask), "masked_select")):
-        with HostReads() as reads:
+        with Transfers() as counted:
             read()
-        assert reads.found == {f"outside: {name}": 1}
-    with HostReads() as reads:
+        assert counted.reads == {f"outside: {name}": 1}
+    with Transfers() as counted:
         x[torch.tensor([1, 2])].sum().add(1).sort()
-    assert reads.found == {}
+    assert counted.reads == {}
 
 
 def test_the_recorder_sees_a_transfer_and_a_wait_on_a_pretended_device(pretended):
-    with HostReads() as reads:
+    with Transfers() as counted:
         torch.zeros(3, device=CUDA).to("cpu")
         torch.zeros(3).copy_(torch.zeros(3, device=CUDA))
         torch.zeros(3, device=CUDA).copy_(torch.zeros(3))
+        torch.zeros(3).to(CUDA, torch.bfloat16)
+        torch.tensor([1.0], device=CUDA)
+        torch.zeros(3, device=CUDA).to(CUDA, torch.bfloat16)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             bool(torch.zeros(1, device=CUDA).any())
-    assert reads.found == {"outside: to_copy": 1, "outside: copy": 1, "outside: bool": 1}
+    assert counted.reads == {"outside: to_copy": 1, "outside: copy": 1, "outside: bool": 1}
+    assert counted.sends == {"outside: to_copy": 1, "outside: copy": 1, "outside: tensor": 1}

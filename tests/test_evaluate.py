@@ -18,7 +18,7 @@ from meal_gpu.pixels import normalise
 
 def confusion_of(truth: torch.Tensor, prediction: torch.Tensor, classes: int) -> torch.Tensor:
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    add_confusion(confusion, truth, prediction)
+    add_confusion(confusion, truth.view(1, -1), prediction.view(1, -1))
     return confusion
 
 
@@ -62,7 +62,7 @@ def test_counting_in_parts_is_counting_at_once(labelling, parts):
     whole = confusion_of(torch.from_numpy(truth), torch.from_numpy(prediction), classes)
     added = torch.zeros_like(whole)
     for a, b in zip(np.array_split(truth, parts), np.array_split(prediction, parts), strict=True):
-        add_confusion(added, torch.from_numpy(a), torch.from_numpy(b))
+        add_confusion(added, torch.from_numpy(a)[None], torch.from_numpy(b)[None])
     assert torch.equal(added, whole)
     assert int(whole.sum()) == int((truth != 255).sum())
 

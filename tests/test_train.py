@@ -16,7 +16,7 @@ from meal_gpu.evaluate import evaluate
 from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import Dropout
-from meal_gpu.train import _batches, _loss, train
+from meal_gpu.train import _batches, cross_entropy, train
 
 BACKEND = tiny_backend()
 
@@ -114,7 +114,7 @@ def test_the_loss_is_the_mean_over_labelled_pixels(seed, void):
     log_p = logits.double().log_softmax(-1)
     picked = [-log_p[b, y, x, int(labels[b, y, x])] for b, y, x in (labels != 255).nonzero().tolist()]
     expected = torch.stack(picked).mean() if picked else torch.zeros((), dtype=torch.float64)
-    torch.testing.assert_close(_loss(logits, labels).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(cross_entropy(logits, labels).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("context", ["patch", "image"])
