@@ -19,9 +19,9 @@ from meal_gpu.embed import Embedding, fit
 from meal_gpu.engine import initial_patches
 from meal_gpu.errors import InputError
 from meal_gpu.evaluate import Score, evaluate
-from meal_gpu.experiment import Experiment, prepare
+from meal_gpu.experiment import Experiment, frames_of, prepare
 from meal_gpu.features import Features, batch_size
-from meal_gpu.frames import Frames, HeldFrames, StreamedFrames
+from meal_gpu.frames import Frames, HeldFrames
 from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.oracle import SimulatedOracle
 from meal_gpu.predict import predict
@@ -73,13 +73,13 @@ class Ground:
 
         n, frozen = min(wanted, len(train_store.names)), config.model.freeze_backbone
         n_val = min(wanted, len(val.names)) if val is not None and val.masks is not None else 0
-        frames = frames_of(experiment, train_store.images[:n])
+        frames = part_of(experiment, train_store.images[:n])
         model = experiment.new_model(config.seeds[0], 0)
         cached = frozen and (experiment.frozen_features is None or experiment.frozen_features.cache is not None)
         features = Features.of(frames, model, experiment.backend, cached)
         val_features = val_masks = None
         if n_val and val is not None and val.masks is not None:
-            val_frames = frames_of(experiment, val.images[:n_val])
+            val_frames = part_of(experiment, val.images[:n_val])
             val_features = Features.of(val_frames, model, experiment.backend, cached)
             val_masks = masks_of(experiment, val.masks[:n_val])
         order = torch.randperm(n * grid.cells, generator=generator(config.seeds[0], 0, "bench"))
@@ -128,14 +128,14 @@ class Ground:
 
     def part(self, n: int) -> Features:
         """The features of the first n images."""
-        frames = frames_of(self.experiment, self.experiment.stores.train.images[:n])
+        frames = part_of(self.experiment, self.experiment.stores.train.images[:n])
         return Features.of(frames, self.model, self.experiment.backend, self.features.cache is not None)
 
     def val_part(self, n: int) -> tuple[Features, HeldFrames]:
         val = self.experiment.stores.val
         assert val is not None
         assert val.masks is not None
-        frames, masks = frames_of(self.experiment, val.images[:n]), masks_of(self.experiment, val.masks[:n])
+        frames, masks = part_of(self.experiment, val.images[:n]), masks_of(self.experiment, val.masks[:n])
         return Features.of(frames, self.model, self.experiment.backend, self.features.cache is not None), masks
 
     def view(self, score: Tensor) -> PoolView:
@@ -153,13 +153,9 @@ class Ground:
                         kmeans=experiment.backend.kmeans)
 
 
-def frames_of(experiment: Experiment, images: np.ndarray) -> Frames:
+def part_of(experiment: Experiment, images: np.ndarray) -> Frames:
     """Frames of some images, brought to the device as the experiment brings its pool."""
-    grid, context, device = experiment.grid, experiment.config.data.context, experiment.backend.device
-    if experiment.placement.images == "streamed" and experiment.backend.loader == "dali":
-        return StreamedFrames(grid, context, device, images)
-    kept = images if experiment.placement.images == "streamed" else torch.from_numpy(np.array(images)).to(device)
-    return HeldFrames.of(kept, grid, context, device)
+    return frames_of(images, experiment.config, experiment.backend, experiment.placement.images)
 
 
 def masks_of(experiment: Experiment, masks: np.ndarray) -> HeldFrames:

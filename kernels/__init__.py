@@ -1,19 +1,21 @@
-"""Kernels: uncertainty of image patches from low-resolution logits, in one pass.
+"""Kernels: uncertainty of image patches from low-resolution logits, and patches out of images, each in one pass.
 
 `patch_entropy` is the public function. It checks its arguments and lets the tensor's device choose the implementation:
-`entropy_cpu` (numba) or `entropy_cuda` (CUDA C++). `reference` has the float64 definitions, `cost` the counts of bytes,
-exponentials and FLOPs. Nothing here imports the rest of meal_gpu.
+`entropy_cpu` (numba) or `entropy_cuda` (CUDA C++); so does `cut_frames`: `cut_cpu` (numba), or PyTorch's gather.
+`reference` has the float64 definitions, `cost` the counts of bytes, exponentials and FLOPs. Nothing here imports the
+rest of meal_gpu.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from .op import patch_entropy_out
+from .op import cut_frames_out, patch_entropy_out
 from .reference import SCORES
 
-__all__ = ["MAX_CLASSES", "SCORES", "patch_entropy"]
+__all__ = ["MAX_CLASSES", "SCORES", "cut_frames", "patch_entropy"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_CLASSES = 256
@@ -118,6 +120,61 @@ def patch_entropy(
         sums, pixels = _check_out("out", out, (B, rows, cols), logits.device), None
     patch_entropy_out(logits.detach(), sums, pixels, H, W, score, align_corners)
     return sums if pixels is None else (sums, pixels)
+
+
+def cut_frames(
+    images: Tensor,
+    frames: Tensor,
+    grid: tuple[int, int],
+    statistics: tuple[Tensor, Tensor] | None = None,
+    new: Callable[[tuple[int, ...], torch.dtype], Tensor] | None = None,
+) -> Tensor:
+    """Patches of images, or whole images, as they are or normalised.
+
+    Parameters
+    ----------
+    images : Tensor [N, H, W, 3] or [N, H, W], uint8, contiguous
+    frames : Tensor [B], int64, on the images' device
+        ``image * rows * cols + row * cols + col``, in any order. Neighbours that follow each other are fastest.
+    grid : (rows, cols)
+        Patches have H // rows x W // cols pixels, as in `patch_entropy`. (1, 1) means whole images.
+    statistics : (mean, scale), Tensors [3], float32, on the images' device
+        Give ``(value - mean) * scale``, each operation rounded to float32, instead of the values.
+    new : function of (shape, dtype)
+        Gives the memory of the result on the CPU; ``torch.empty`` by default.
+
+    Returns
+    -------
+    Tensor [B, h, w, 3] or [B, h, w], uint8, or float32 with statistics; on the images' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For images of another layout or type. On the CPU also for frames that are not there.
+    """
+    (rows, cols), (height, width) = grid, images.shape[1:3]
+    if images.dtype != torch.uint8 or not images.is_contiguous() or images.shape[3:] not in ((), (3,)):
+        raise TypeError(
+            f"images are {images.dtype} {tuple(images.shape)}: give contiguous uint8 [N, H, W, 3] or [N, H, W]"
+        )
+    if statistics is not None and images.ndim != 4:
+        raise ValueError("only images of three channels can be normalised")
+    if images.device.type == "cpu":
+        shape = (len(frames), height // rows, width // cols, *images.shape[3:])
+        dtype = torch.uint8 if statistics is None else torch.float32
+        out = torch.empty(shape, dtype=dtype) if new is None else new(shape, dtype)
+        cut_frames_out(images, frames, rows, cols, *(statistics or (None, None)), out)
+        return out
+    if grid == (1, 1):
+        pixels = images[frames]
+    else:
+        tiles = images[:, : height // rows * rows, : width // cols * cols]
+        tiles = tiles.unflatten(2, (cols, width // cols)).unflatten(1, (rows, height // rows))
+        cell = frames % (rows * cols)
+        pixels = tiles[frames // (rows * cols), cell // cols, :, cell % cols]
+    if statistics is None:
+        return pixels
+    return pixels.float().sub_(statistics[0]).mul_(statistics[1])
 
 
 def _check_logits(logits: Any) -> int:

@@ -1,6 +1,6 @@
-"""The custom operator ``meal_gpu::patch_entropy_out``, with its CPU, CUDA and fake implementations.
+"""The custom operators ``meal_gpu::patch_entropy_out``, on CPU and CUDA, and ``meal_gpu::cut_frames_out``, on the CPU.
 
-One operator that writes into buffers serves eager code, `torch.compile`, `FakeTensorMode` and callers who bring their
+An operator that writes into buffers serves eager code, `torch.compile`, `FakeTensorMode` and callers who bring their
 own buffers. The implementations are imported when a tensor of their device first arrives: numba takes a second to
 import, and CuPy may not be installed.
 """
@@ -13,6 +13,20 @@ _library.define(
     "patch_entropy_out(Tensor logits, Tensor(a!) sums, Tensor(b!)? pixels, int height, int width, str score, "
     "bool align_corners) -> ()"
 )
+
+
+_library.define(
+    "cut_frames_out(Tensor images, Tensor frames, int rows, int cols, Tensor? mean, Tensor? scale, Tensor(a!) out) "
+    "-> ()"
+)
+
+
+def _cut(
+    images: Tensor, frames: Tensor, rows: int, cols: int, mean: Tensor | None, scale: Tensor | None, out: Tensor
+) -> None:
+    from .cut_cpu import cut
+
+    cut(images, frames, (rows, cols), None if mean is None or scale is None else (mean, scale), out)
 
 
 def _cpu(
@@ -41,4 +55,8 @@ _library.impl("patch_entropy_out", _cpu, "CPU")
 _library.impl("patch_entropy_out", _cuda, "CUDA")
 torch.library.register_fake("meal_gpu::patch_entropy_out", _fake, lib=_library)
 
+_library.impl("cut_frames_out", _cut, "CPU")
+torch.library.register_fake("meal_gpu::cut_frames_out", lambda *arguments: None, lib=_library)
+
+cut_frames_out = torch.ops.meal_gpu.cut_frames_out.default
 patch_entropy_out = torch.ops.meal_gpu.patch_entropy_out.default

@@ -39,6 +39,9 @@ class Backend:
     loader: str
     """``dali`` or ``torchvision``"""
     loader_reason: str
+    stream: str
+    """How frames come from the store: ``mapped`` (cut on the host, where they lie) or ``dali`` (cut on the device)"""
+    stream_reason: str
     budget_bytes: int
     """Device memory that the pool and the feature cache may take."""
 
@@ -54,6 +57,7 @@ class Backend:
             "umap": f"{self.umap} ({self.umap_reason})",
             "k-means": f"{self.kmeans} ({self.kmeans_reason})",
             "loader": f"{self.loader} ({self.loader_reason})",
+            "streaming": f"{self.stream} ({self.stream_reason})",
             "memory budget": f"{self.budget_bytes / 1e9:.1f} GB for the resident pool and the feature cache",
         }
 
@@ -85,8 +89,16 @@ def resolve(config: Config) -> Backend:
         budget = int(config.data.budget_gb * 1e9)
     else:
         budget = _free_bytes(device) // 2
-    return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason,
-                   *find_loader(config.data.loader), budget)
+    loader, loader_reason = find_loader(config.data.loader)
+    stream, stream_reason = "mapped", "the loader is not DALI"
+    if config.data.loader == "dali":
+        stream, stream_reason = "dali", "asked for"
+    elif device.type == "cpu":
+        stream_reason = "frames are cut where the store is in memory"
+    elif loader == "dali":
+        stream, stream_reason = "dali", "it cuts and normalises on the device"
+    return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
+                   loader_reason, stream, stream_reason, budget)
 
 
 def find_loader(wanted: str) -> tuple[str, str]:

@@ -48,7 +48,8 @@ class DataConfig(Section):
     budget_gb: Annotated[Float, Field(gt=0)] | None = None
     """Device memory in GB (1e9 bytes) for the resident pool and the feature cache; default: half of what is free."""
     loader: Literal["auto", "dali", "torchvision"] = "auto"
-    """What decodes images and streams them from the store; ``auto`` takes DALI where it is installed (Linux)."""
+    """What decodes images: ``auto`` takes DALI where it is installed (Linux). DALI also streams the store to a GPU; on
+    the CPU only where it is asked for, since the mapped store is faster there."""
     store: Path | None = None
     """Directory for decoded images; default ``$XDG_CACHE_HOME/meal-gpu`` or ``~/.cache/meal-gpu``."""
     images: str = "images"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from .predict import predict
 from .randomness import derive
 from .select import Strategy, find_strategy
 from .sizing import Placement, measure, place
-from .store import Store
 from .timing import Progress, no_progress
 
 
@@ -127,24 +127,25 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
             return None
         return Features.of(frames, pretrained, backend, cached, stage, progress)
 
-    frames = _frames(stores.train, config, backend, placement.images)
+    frames = frames_of(stores.train.images, config, backend, placement.images)
     features = frozen(frames, placement.cache, "features")
     val_frames = val_masks = val_features = None
     if val is not None and val.masks is not None:
-        val_frames = _frames(val, config, backend, placement.val_images)
+        val_frames = frames_of(val.images, config, backend, placement.val_images)
         val_features = frozen(val_frames, placement.val_cache, "val features")
         val_masks = HeldFrames.of(val.masks, config.data.tiling(), config.data.context, backend.device)
     return Experiment(config, backend, stores, strategy, placement, frames, pretrained, features, val_features,
                       val_frames, val_masks, progress)
 
 
-def _frames(store: Store, config: Config, backend: Backend, where: str) -> Frames:
+def frames_of(images: np.ndarray, config: Config, backend: Backend, where: str) -> Frames:
+    """Frames of a store's images, ``resident`` or ``streamed``: the one place that chooses how they come."""
     grid, context, device = config.data.tiling(), config.data.context, backend.device
     if where == "resident":
-        return HeldFrames.of(resident(store.images, device, backend.loader), grid, context, device)
-    if backend.loader == "dali":
-        return StreamedFrames(grid, context, device, store.images)
-    return HeldFrames.of(store.images, grid, context, device)
+        return HeldFrames.of(resident(images, device, backend.stream), grid, context, device)
+    if backend.stream == "dali":
+        return StreamedFrames(grid, context, device, images)
+    return HeldFrames.of(images, grid, context, device)
 
 
 def check_feasible(config: Config, dataset: Dataset) -> None:

@@ -68,6 +68,7 @@ class Features:
         for frames, given in self.given():
             with self.backend.autocast():
                 maps = maps_of(model, given)
+            del given  # the next batch of pixels may have its memory
             yield frames, maps
 
     def given(self) -> Iterator[tuple[slice, Given]]:
@@ -78,8 +79,8 @@ class Features:
                 frames = slice(first, min(first + self.batch, self.frames.count))
                 yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
-        for frames, pixels in self.frames.scan(self.batch):
-            yield frames, (filled(pixels, self.batch),)
+        # A loop would hold a batch's pixels while the next is made.
+        yield from map(lambda part: (part[0], (filled(part[1], self.batch),)), self.frames.scan(self.batch))  # noqa: C417
 
     def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
         """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for.

@@ -1,7 +1,8 @@
 """Frames: what the network is shown, and how it comes to the device.
 
 `Frames` decides what the network sees: whole images, or patches as images of their own (``data.context``), and where
-they come from: a tensor, or a stream from the store. Behind it nothing else needs to know; both give equal pixels.
+they come from: a tensor, the mapped store, or DALI's stream of it. Behind it nothing else needs to know; all give equal
+pixels. What was handed out is never written again while anybody holds it.
 """
 
 import warnings
@@ -9,14 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .blocks import Blocks
 from .grid import Grid
+from .kernels import cut_frames
 from .pixels import normalise, statistics
-from .store import release
+from .store import expect, release
+
+Part = tuple[int, int]
+"""Images ``first … last - 1``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +65,13 @@ class Frames(ABC):
         """
         step = max(1, size // self.per_image)
         parts = [(first, min(first + step, self.n_images)) for first in range(0, self.n_images, step)]
-        for (first, last), pixels in zip(parts, self._images(parts), strict=True):
-            yield slice(first * self.per_image, last * self.per_image), pixels
+        images = self._images(parts)
+        for first, last in parts:  # no name holds the pixels of a batch when the next is made: its memory is free
+            yield slice(first * self.per_image, last * self.per_image), next(images)
+        next(images, None)  # a stream that has ended can be used again
 
     @abstractmethod
-    def _images(self, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
+    def _images(self, parts: list[Part]) -> Iterator[Tensor]:
         """The frames of images ``first … last - 1``, part by part."""
 
     @abstractmethod
@@ -72,12 +81,17 @@ class Frames(ABC):
 
 @dataclass(frozen=True, eq=False)
 class HeldFrames(Frames):
-    """Frames of images (or masks) that a tensor holds: on the device (resident), on the host, or memory-mapped."""
+    """Frames of images (or masks) that a tensor holds: on the device (resident), on the host, or a mapped file.
+
+    On the CPU a mapped store needs nothing else to be streamed: frames are cut and normalised in one pass over its
+    pages, while the system reads the next ones, and the pages are given back.
+    """
 
     images: Tensor
-    """uint8 ``[N, H, W, …]``"""
+    """uint8 ``[N, H, W, …]``, contiguous"""
     mapped: np.ndarray | None = None
     """The array that ``images`` shares, where it is a mapped file: its memory is given back as it has been read."""
+    _blocks: Blocks = field(default_factory=Blocks)
 
     @classmethod
     def of(cls, images: Tensor | np.ndarray, grid: Grid, context: str, device: torch.device) -> "HeldFrames":
@@ -91,48 +105,58 @@ class HeldFrames(Frames):
         return len(self.images)
 
     @cached_property
-    def _tiles(self) -> Tensor:
-        """A view ``[N, rows, h, cols, w, …]``: patches are gathered from it by index."""
-        grid = self.images_grid
-        height, width = grid.patch_height, grid.patch_width
-        tiles = self.images[:, : grid.rows * height, : grid.cols * width]
-        return tiles.unflatten(2, (grid.cols, width)).unflatten(1, (grid.rows, height))
-
-    @cached_property
     def _statistics(self) -> tuple[Tensor, Tensor]:
         return statistics(self.device)
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Frames as they are, uint8 ``[B, h, w, …]`` on the device, for indices int64 ``[B]``."""
-        index = index.to(self.images.device)
-        if self.context == "image":
-            return self.images[index].to(self.device)
-        image, cell = index // self.per_image, index % self.per_image
-        row, col = cell // self.images_grid.cols, cell % self.images_grid.cols
-        return self._tiles[image, row, :, col].to(self.device)
+        return self._cut(index, None).to(self.device)
 
     def cut(self, frames: slice) -> Tensor:
         """Frames of whole images as they are, uint8 ``[B, h, w, …]`` on the device."""
-        first, last = frames.start // self.per_image, frames.stop // self.per_image
-        if self.context == "image":
-            pixels = self.images[first:last].to(self.device, copy=self.mapped is not None)
-        else:
-            pixels = self._tiles[first:last].to(self.device).transpose(2, 3).flatten(0, 2)
-        if self.mapped is not None:
-            release(self.mapped, first, last)
+        pixels = self[torch.arange(frames.start, frames.stop, device=self.images.device)]
+        self._release([(frames.start // self.per_image, frames.stop // self.per_image)])
         return pixels
 
-    def _images(self, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
-        for first, last in parts:
-            yield normalise(self.cut(slice(first * self.per_image, last * self.per_image)), self._statistics)
+    def _cut(self, index: Tensor, values: tuple[Tensor, Tensor] | None) -> Tensor:
+        tiles = (1, 1) if self.context == "image" else (self.images_grid.rows, self.images_grid.cols)
+        return cut_frames(self.images, index.to(self.images.device), tiles, values, self._blocks.new)
+
+    def _normalised(self, index: Tensor) -> Tensor:
+        if self.images.device.type != self.device.type:  # a quarter of the bytes to move
+            return normalise(self[index], self._statistics)
+        return self._cut(index, self._statistics).permute(0, 3, 1, 2)
+
+    def _images(self, parts: list[Part]) -> Iterator[Tensor]:
+        per, device = self.per_image, self.images.device
+        return self._passed(((torch.arange(first * per, last * per, device=device), [(first, last)])
+                             for first, last in parts), True)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         batches = list(batches)
-        for batch, index in zip(batches, sent(batches, self.images.device), strict=True):
-            yield normalise(self[index], self._statistics)
-            if self.mapped is not None:
-                for image in (batch // self.per_image).tolist():
-                    release(self.mapped, image, image + 1)
+        images = ([(i, i + 1) for i in (batch // self.per_image).tolist()] if self.mapped is not None else []
+                  for batch in batches)
+        # Of an image that one patch is read of, the rest need not come from the disk.
+        return self._passed(zip(sent(batches, self.images.device), images, strict=True), self.context == "image")
+
+    def _passed(self, batches: Iterable[tuple[Tensor, list[Part]]], ahead: bool) -> Iterator[Tensor]:
+        """The frames of each batch, given their indices and the images that they are of, which are read ahead."""
+        nothing: tuple[Tensor, list[Part]] = torch.empty(0, dtype=torch.int64), []
+        for (index, images), (_, upcoming) in pairwise(chain(batches, [nothing])):
+            if self.mapped is not None and ahead:
+                for part in upcoming:
+                    expect(self.mapped, *part)
+            yield self._taken(index, images)
+
+    def _taken(self, index: Tensor, images: list[Part]) -> Tensor:
+        pixels = self._normalised(index)
+        self._release(images)
+        return pixels
+
+    def _release(self, images: list[Part]) -> None:
+        if self.mapped is not None:
+            for part in images:
+                release(self.mapped, *part)
 
 
 Reading = Callable[[Iterable[list[np.ndarray] | np.ndarray]], Iterator[Tensor]]
@@ -140,7 +164,11 @@ Reading = Callable[[Iterable[list[np.ndarray] | np.ndarray]], Iterator[Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class StreamedFrames(Frames):
-    """Frames streamed from a store by DALI: read, cut and normalised a batch ahead of whoever uses them."""
+    """Frames streamed from a store by DALI: read, cut and normalised a batch ahead of whoever uses them.
+
+    For a GPU, where this happens on the device. On the CPU `HeldFrames` of the mapped store do it at a fraction of the
+    cost; there this is what shows that both give the same bits.
+    """
 
     images: np.ndarray
     """uint8 ``[N, H, W, 3]``, memory-mapped."""
@@ -151,7 +179,7 @@ class StreamedFrames(Frames):
     def n_images(self) -> int:
         return len(self.images)
 
-    def _images(self, parts: list[tuple[int, int]]) -> Iterator[Tensor]:
+    def _images(self, parts: list[Part]) -> Iterator[Tensor]:
         batches = (self.images[first:last] for first, last in parts)
         largest = max((last - first for first, last in parts), default=1)
         for (first, last), pixels in zip(parts, self._pass(self.context == "patch", largest, batches), strict=True):
@@ -193,20 +221,22 @@ def sent(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
     return torch.cat(list(parts)).to(device).split([len(part) for part in parts]) if parts else parts
 
 
-def resident(images: np.ndarray, device: torch.device, loader: str) -> Tensor:
-    """Bring a whole pool to the device: uint8 ``[N, H, W, 3]``, through DALI where that is the loader."""
+def resident(images: np.ndarray, device: torch.device, stream: str) -> Tensor:
+    """Bring a whole pool to the device: uint8 ``[N, H, W, 3]``, through DALI where ``stream`` is ``dali``."""
     n, (height, width) = len(images), images.shape[1:3]
-    if loader != "dali":
-        return as_tensor(images).to(device, copy=True)
-    from .dali import FrameReader
-
     held = torch.empty(images.shape, dtype=torch.uint8, device=device)
     step = max(1, 2**25 // images[0].nbytes)
     firsts = range(0, n, step)
-    reader = FrameReader((height, width), None, False, device, step)
-    for first, part in zip(firsts, reader.read(images[i : i + step] for i in firsts), strict=True):
-        held[first : first + len(part)] = part
-        release(images, first, first + len(part))
+    stored = (images[first : first + step] for first in firsts)
+    if stream == "dali":
+        from .dali import FrameReader
+
+        parts = FrameReader((height, width), None, False, device, step).read(stored)
+    else:
+        parts = map(as_tensor, stored)
+    for first, part in zip(firsts, parts, strict=True):
+        held[first : first + step] = part
+        release(images, first, min(first + step, n))
     return held
 
 

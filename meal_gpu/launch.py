@@ -154,7 +154,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "placement_reason": experiment.placement.reason,
         "features_cached": bool(experiment.frozen_features and experiment.frozen_features.cache),
         "backends": {"umap": experiment.backend.umap, "kmeans": experiment.backend.kmeans,
-                     "loader": experiment.backend.loader},
+                     "loader": experiment.backend.loader, "streaming": experiment.backend.stream},
         "dataset": {
             "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
             "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,

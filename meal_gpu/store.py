@@ -83,8 +83,19 @@ def release(rows: np.ndarray, first: int, last: int) -> None:
     Rows of an array that is no memory map are left alone.
     """
     if isinstance(rows.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and last > first:
-        start = first * rows[0].nbytes // mmap.PAGESIZE * mmap.PAGESIZE
-        rows.base.madvise(mmap.MADV_DONTNEED, start, last * rows[0].nbytes - start)
+        rows.base.madvise(mmap.MADV_DONTNEED, *_pages(rows, first, last))
+
+
+def expect(rows: np.ndarray, first: int, last: int) -> None:
+    """Have the system read rows ``first … last - 1`` of a mapped array from the disk while other work goes on."""
+    if isinstance(rows.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED") and last > first:
+        rows.base.madvise(mmap.MADV_WILLNEED, *_pages(rows, first, last))
+
+
+def _pages(rows: np.ndarray, first: int, last: int) -> tuple[int, int]:
+    """Where the pages of rows begin in a mapped file, and how long they are."""
+    start = first * rows[0].nbytes // mmap.PAGESIZE * mmap.PAGESIZE
+    return start, last * rows[0].nbytes - start
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_auto_takes_cuda_and_cuml_where_they_work(with_cuda):
     assert chosen.choices() == {
         "device": "cuda (found NVIDIA H100)", "precision": "bfloat16 (the processor multiplies it natively)",
         "umap": "cuml (a first call of it succeeded)", "k-means": "cuml (a first call of it succeeded)",
-        "loader": "torchvision (asked for)",
+        "loader": "torchvision (asked for)", "streaming": "mapped (the loader is not DALI)",
         "memory budget": "40.0 GB for the resident pool and the feature cache"}
     asked = resolve(Config.load({}, ["device=cuda", "umap.backend=umap-learn", "query.kmeans=cuml"]))
     assert (asked.device.type, asked.umap, asked.kmeans) == ("cuda", "umap-learn", "cuml")

@@ -67,11 +67,15 @@ def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_pat
     overrides = [f"data.root={thinned(camvid_root, tmp_path / 'camvid')}", f"model.weights={weights_file}",
                  f"data.store={tmp_path / 'store'}", "device=cpu", f"data.context={context}",
                  "model.cache_features=never"]
-    experiments = {way: prepare(Config.load("camvid", [*overrides, f"data.placement={way}"]))
-                   for way in ("resident", "streamed")}
-    held, streamed = (experiments[way].frames for way in ("resident", "streamed"))
+    ways = {"resident": ["data.placement=resident"], "streamed": ["data.placement=streamed"],
+            "by DALI": ["data.placement=streamed", "data.loader=dali"]}
+    experiments = {way: prepare(Config.load("camvid", [*overrides, *asked])) for way, asked in ways.items()}
+    held, streamed = experiments["resident"].frames, experiments["streamed"].frames
     assert isinstance(held, HeldFrames)
-    assert isinstance(streamed, StreamedFrames)
+    assert isinstance(streamed, HeldFrames)
+    assert held.mapped is None
+    assert streamed.mapped is experiments["streamed"].stores.train.images
+    assert isinstance(experiments["by DALI"].frames, StreamedFrames)
     store, grid = experiments["streamed"].stores.train, held.images_grid
     tiled = FrameReader((360, 480), (4, 4), False, held.device, 4)
     patches = torch.cat([part.flatten(0, 1) for part in tiled.read([[row] for row in store.images])])
@@ -87,7 +91,7 @@ def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_pat
     model = experiments["streamed"].new_model(0, 0).eval()
     scores = [predict(model, experiment.features(model), {"score"}, "entropy", experiment.backend).score
               for experiment in experiments.values()]
-    assert torch.equal(*scores)
+    assert all(torch.equal(scores[0], other) for other in scores[1:])
     assert scores[0].std() > 0
 
 

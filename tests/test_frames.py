@@ -1,7 +1,9 @@
 """Frames, held and streamed, against plain slices: equal to the last bit, whatever brings them."""
 
+import importlib.util
 import mmap
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,11 @@ from meal_gpu.pixels import normalise
 from meal_gpu.store import release
 
 # Rows, columns and sizes that divide, that leave a remainder, a single patch, patches of two pixels.
+STREAMS = {"dali": lambda grid, context, file: StreamedFrames(grid, context, CPU, file),
+           "mapped": lambda grid, context, file: HeldFrames.of(file, grid, context, CPU)}
+if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    STREAMS["dali"] = lambda *args: pytest.skip("NVIDIA DALI is not installed")
+"""What brings frames of a mapped file."""
 GRIDS = [Grid(2, 3, 24, 36), Grid(3, 4, 25, 39), Grid(1, 1, 8, 12), Grid(5, 4, 10, 8)]
 
 
@@ -50,7 +57,7 @@ def mapped(images: torch.Tensor, file: Path) -> np.memmap:
 def test_held_frames_are_plain_slices(pool, data):
     """Both contexts, images and masks, any order of indices and repeated ones, grids that leave a remainder."""
     images, grid = pool
-    for pixels in (images, images[..., 0]):
+    for pixels in (images, images[..., 0].contiguous()):
         frames = HeldFrames.of(pixels, grid, "image", CPU)
         index = torch.tensor(data.draw(st.lists(st.integers(0, len(images) - 1), min_size=1, max_size=5)))
         assert (frames.count, frames.grid) == (len(images), grid)
@@ -80,7 +87,7 @@ def test_every_way_gives_the_same_bits(tmp_path, kind, grid, context):
         "held": lambda: HeldFrames.of(images, grid, context, CPU),
         "mapped": lambda: HeldFrames.of(file, grid, context, CPU),
         "streamed": lambda: StreamedFrames(grid, context, CPU, file),
-        "resident": lambda: HeldFrames.of(resident(file, CPU, "torchvision"), grid, context, CPU),
+        "resident": lambda: HeldFrames.of(resident(file, CPU, "mapped"), grid, context, CPU),
     }[kind]()
     expected = normalise(plain(images, grid, context))
     for size in (2 * frames.per_image, 1, 10**6, 2 * frames.per_image):  # the last goes through a pipeline again
@@ -96,11 +103,11 @@ def test_every_way_gives_the_same_bits(tmp_path, kind, grid, context):
             assert torch.equal(pixels, expected[batch])
 
 
-def test_a_pass_that_was_left_does_not_disturb_the_next(tmp_path):
+@pytest.mark.parametrize("way", ["dali", "mapped"])
+def test_a_pass_that_was_left_does_not_disturb_the_next(tmp_path, way):
     """An error in the middle of a pass must not leave frames behind in the pipeline."""
-    pytest.importorskip("nvidia.dali")
     images, grid = noise(6, 8, 8), Grid(1, 1, 8, 8)
-    frames = StreamedFrames(grid, "image", CPU, mapped(images, tmp_path / "images"))
+    frames = STREAMS[way](grid, "image", mapped(images, tmp_path / "images"))
     for _ in frames.scan(2):
         break
     assert torch.equal(torch.cat([pixels for _, pixels in frames.scan(2)]), normalise(images))
@@ -109,29 +116,49 @@ def test_a_pass_that_was_left_does_not_disturb_the_next(tmp_path):
         assert torch.equal(a, b)
 
 
-def test_frames_that_were_handed_out_stay_as_they_are(tmp_path):
-    """The pipeline must not write the next batch where the last one still is in use."""
-    pytest.importorskip("nvidia.dali")
+@pytest.mark.parametrize("way", ["dali", "mapped"])
+def test_frames_that_were_handed_out_stay_as_they_are(tmp_path, way):
+    """The next batch must not be written where the last one still is in use, be it only by a view or for a gradient."""
     images, grid = noise(12, 16, 16), Grid(2, 2, 16, 16)
-    frames = StreamedFrames(grid, "image", CPU, mapped(images, tmp_path / "images"))
+    frames = STREAMS[way](grid, "image", mapped(images, tmp_path / "images"))
     kept = [pixels for _, pixels in frames.scan(1)]
     assert torch.equal(torch.cat(kept), normalise(images))
+    views = [pixels[0, 1, 3:5] for _, pixels in frames.scan(1)]
+    assert torch.equal(torch.stack(views), normalise(images)[:, 1, 3:5])
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    products = [(pixels * weight).sum((0, 2, 3)) for _, pixels in frames.scan(1)]  # autograd saves the pixels
+    torch.stack(products).sum().backward()
+    torch.testing.assert_close(weight.grad.flatten(), normalise(images).sum((0, 2, 3)))
 
 
-@pytest.mark.parametrize("loader", ["dali", "torchvision"])
-def test_a_resident_pool_is_a_copy_of_the_store(tmp_path, loader):
-    if loader == "dali":
+def test_a_pass_uses_the_same_memory_again():
+    """Whoever has done with a batch before asking for the next pays for one block, and whoever has not for two."""
+    frames = HeldFrames.of(noise(12, 16, 16), Grid(2, 2, 16, 16), "patch", CPU)
+
+    def addresses() -> Iterator[int]:
+        for _, pixels in frames.scan(4):
+            address = pixels.data_ptr()
+            del pixels
+            yield address
+
+    assert len(set(addresses())) == 1
+    assert len({pixels.data_ptr() for _, pixels in frames.scan(4)}) <= 2
+
+
+@pytest.mark.parametrize("stream", ["dali", "mapped"])
+def test_a_resident_pool_is_a_copy_of_the_store(tmp_path, stream):
+    if stream == "dali":
         pytest.importorskip("nvidia.dali")
     images = noise(7, 13, 11)
     file = mapped(images, tmp_path / "images")
-    held = resident(file, CPU, loader)
+    held = resident(file, CPU, stream)
     assert torch.equal(held, images)
     assert held.data_ptr() != file.ctypes.data
 
 
-def test_streaming_holds_no_more_memory_the_longer_it_goes(tmp_path):
+@pytest.mark.parametrize("way", ["dali", "mapped"])
+def test_streaming_holds_no_more_memory_the_longer_it_goes(tmp_path, way):
     """Pages of the store that have been read are given back: 96 MB go by, a few stay."""
-    pytest.importorskip("nvidia.dali")
     n, grid = 64, Grid(2, 2, 500, 1000)
     file = tmp_path / "images"
     with file.open("wb") as stream:
@@ -145,14 +172,15 @@ def test_streaming_holds_no_more_memory_the_longer_it_goes(tmp_path):
         return int(part[1]) * 1024 if part else 0
 
     peak = 0
-    frames = StreamedFrames(grid, "image", CPU, images)
+    frames = STREAMS[way](grid, "image", images)
     for _, pixels in frames.scan(1):
         peak = max(peak, held())
         assert pixels[0, 0].min() == pixels[0, 0].max()
-    assert 0 < peak < 12e6
-    assert held() < 2e6
+    assert peak < 12e6
+    assert peak > 0 or way == "mapped"  # which gives a batch's pages back before it hands the frames out
+    assert held() < 5e6  # a fault maps the file's large page around it, of 2 MB here
     for batch, pixels in zip(range(n), frames.read([torch.tensor([i]) for i in range(n)]), strict=True):
-        assert torch.equal(pixels, normalise(as_tensor(images[batch : batch + 1])))
+        assert torch.equal(pixels, normalise(torch.full((1, *images.shape[1:]), batch, dtype=torch.uint8)))
         assert held() < 12e6
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny import CPU, noise
 
-from meal_gpu.pixels import normalise
+from meal_gpu.kernels import cut_frames
+from meal_gpu.pixels import normalise, statistics
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
 STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
@@ -16,6 +17,14 @@ def test_normalise_is_imagenets():
     expected = (images.double() / 255 - MEAN) / STD
     torch.testing.assert_close(normalise(images).double(), expected.permute(0, 3, 1, 2), atol=1e-6, rtol=0)
     assert normalise(images).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_kernel_gives_the_same_bits_for_every_value():
+    """All 256 values of all three channels, at every place in a vector: widths around the kernel's tile."""
+    for width in (1, 5, 256, 257, 600):
+        values = torch.arange(256).view(256, 1, 1, 1).add(torch.arange(width * 3).view(1, 1, width, 3)).to(torch.uint8)
+        found = cut_frames(values, torch.arange(256), (1, 1), statistics(CPU))
+        assert torch.equal(found.permute(0, 3, 1, 2), normalise(values))
 
 
 def test_dali_gives_the_same_bits_for_every_value():

@@ -46,7 +46,8 @@ def tiny_config(tmp_path: Path, **overrides: Any) -> Config:
 
 def tiny_backend(dtype: torch.dtype = torch.float32) -> Backend:
     return Backend(CPU, "asked for", dtype, "asked for", umap="umap-learn", umap_reason="asked for", kmeans="sklearn",
-                   kmeans_reason="asked for", loader="torchvision", loader_reason="asked for", budget_bytes=10**9)
+                   kmeans_reason="asked for", loader="torchvision", loader_reason="asked for", stream="mapped",
+                   stream_reason="asked for", budget_bytes=10**9)
 
 
 def tiny_model(num_classes: int = 3, seed: int = 0, **changes: Any) -> DeepLabV3Plus:

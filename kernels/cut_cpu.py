@@ -1,0 +1,106 @@
+"""Frames cut out of images on the CPU, as they are or normalised: each pixel is read once and written once.
+
+How it is organised, and why:
+
+* A *run* is a row of neighbouring patches: of every pixel row it is one piece of the image. Whoever asks for a pool's
+  patches in their order has memory read from end to end, three times as fast as patch by patch. Any other order is a
+  list of runs of one patch.
+* The statistics are repeated over TILE values, so that the inner loop has a constant trip count and is vectorised,
+  although three channels alternate. No fused multiply-add and no reordering: the bits are those of two operations.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange, set_num_threads
+from numba.core.config import NUMBA_NUM_THREADS
+from torch import Tensor
+
+TILE = 768  # values: a multiple of three channels and of the widest vectors; both statistics stay in the L1 cache
+
+
+@njit(error_model="numpy")
+def _copied(source, target):  # type: ignore[no-untyped-def]
+    """uint8 [n] -> uint8 [n]."""
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@njit(error_model="numpy")
+def _normalised(source, mean, scale, target):  # type: ignore[no-untyped-def]
+    """uint8 [n] -> float32 [n]; mean and scale float32 [TILE], repeating from channel 0."""
+    for first in range(0, target.size, TILE):
+        read, written = source[first : first + TILE], target[first : first + TILE]
+        for j in range(written.size):
+            written[j] = (np.float32(read[j]) - mean[j]) * scale[j]
+
+
+def _copy(images, frames, runs, rows, cols, out):  # type: ignore[no-untyped-def]
+    """images uint8 [N, H, W * C]; frames int64 [B] in runs [n + 1]; out uint8 [B, h, w * C]."""
+    height, width = out.shape[1], out.shape[2]
+    for item in prange((runs.size - 1) * height):
+        run, y = item // height, item % height
+        for k in range(runs[run], runs[run + 1]):
+            image, cell = frames[k] // (rows * cols), frames[k] % (rows * cols)
+            x = cell % cols * width
+            _copied(images[image, cell // cols * height + y, x : x + width], out[k, y])
+
+
+def _normalise(images, frames, runs, rows, cols, mean, scale, out):  # type: ignore[no-untyped-def]
+    """As `_copy`, (value - mean) * scale as float32 [B, h, w * C]."""
+    height, width = out.shape[1], out.shape[2]
+    for item in prange((runs.size - 1) * height):
+        run, y = item // height, item % height
+        for k in range(runs[run], runs[run + 1]):
+            image, cell = frames[k] // (rows * cols), frames[k] % (rows * cols)
+            x = cell % cols * width
+            _normalised(images[image, cell // cols * height + y, x : x + width], mean, scale, out[k, y])
+
+
+_INDICES = "uint8[:,:,::1], int64[::1], int64[::1], int64, int64"
+_SIGNATURES = {_copy: f"void({_INDICES}, uint8[:,:,::1])",
+               _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])"}  # fmt: skip
+
+
+@cache
+def kernel(function: Any) -> Any:
+    """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
+    try:
+        return njit(_SIGNATURES[function], parallel=True, cache=True, error_model="numpy")(function)
+    except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
+        if "cache" not in str(error):
+            raise
+        return njit(_SIGNATURES[function], parallel=True, error_model="numpy")(function)
+
+
+def cut(
+    images: Tensor,
+    frames: Tensor,
+    tiles: tuple[int, int],
+    statistics: tuple[Tensor, Tensor] | None,
+    out: Tensor,
+) -> None:
+    """Fill out [B, h, w, ...] from images [N, H, W, ...], all contiguous; see `meal_gpu.kernels.cut_frames`.
+
+    Uses as many threads as torch does (``torch.set_num_threads``). All but the frames are checked by the caller.
+    """
+    if not len(frames):
+        return
+    (rows, cols), wanted = tiles, np.ascontiguousarray(frames.numpy())
+    n = len(images) * rows * cols
+    if wanted.min() < 0 or wanted.max() >= n:
+        raise ValueError(f"frames {wanted.min()} to {wanted.max()} are asked for: there are 0 to {n - 1}")
+    begins = np.flatnonzero((np.diff(wanted) != 1) | (wanted[1:] % cols == 0)) + 1
+    runs = np.concatenate([[0], begins, [len(wanted)]])
+    arguments = [images.numpy().reshape(*images.shape[:2], -1), wanted, runs, rows, cols]
+    if statistics is not None:
+        arguments += [np.tile(values.numpy(), TILE // len(values)) for values in statistics]
+    run = kernel(_copy if statistics is None else _normalise)
+    before = get_num_threads()
+    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
+    try:
+        run(*arguments, out.numpy().reshape(*out.shape[:2], -1))
+    finally:
+        set_num_threads(before)
