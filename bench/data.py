@@ -4,9 +4,10 @@ Decoding is compared with what research code does: Pillow in PyTorch's DataLoade
 from the page cache, on all cores, and is compared with Pillow's pixels before it is timed.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from torch import Tensor
 from meal_gpu.backend import find_loader, usable_cores
 from meal_gpu.datasets import Sample
 from meal_gpu.decode import decode_all, open_decoder
+from meal_gpu.features import images_per_batch
 from meal_gpu.frames import Frames, HeldFrames, StreamedFrames, as_tensor
 from meal_gpu.grid import Grid, Size
 from meal_gpu.imagefile import read_image
@@ -31,9 +33,10 @@ from .measure import CPU, Calibration, Effort, interleaved
 from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage
 
-DATA_EFFORT = Effort(6.0, 5, 30, 1.0)
+DATA_EFFORT = Effort(2.0, 5, 30, 0.3)
 REPEATS = 8
 """The store holds each image so many times, to be far larger than the caches."""
+AGAIN = "decode the PNGs again"
 JPEG_TOLERANCE = 2
 """Levels: what JPEG decoders may differ by."""
 
@@ -79,7 +82,7 @@ def run(effort: Effort = DATA_EFFORT, cases: tuple[Case, ...] = CASES, device: t
             png = _written(Path(folder), images, "png")
             if first is None:
                 first = [sample.image for sample in png]
-                roofs, calibration = measure_roofs(device, torch.float32, first), Calibration(device)
+                roofs, calibration = measure_roofs(device, torch.float32, first, effort), Calibration(device)
             tell(f"decoding and reading {case.name}")
             for kind, samples in (("PNG", png), ("JPEG", _written(Path(folder), images, "jpg"))):
                 stages.append(_decoding(f"ingest {kind} {case.name}", samples, case, loader, effort, device, roofs,
@@ -145,73 +148,84 @@ def _torchvision(sample: Sample) -> np.ndarray:
 
 def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, loader: str, effort: Effort,
              device: torch.device, roofs: Roofs, calibration: Calibration) -> Iterator[Stage]:
-    """Patches and images, resident and streamed, against decoding again and against copying the page cache."""
-    images, png = np.tile(images, (REPEATS, 1, 1, 1)), png * REPEATS
-    n, file = len(images), folder / f"{case.name}.u8"
-    file.write_bytes(images.tobytes())
-    store = np.memmap(file, np.uint8, "r", shape=images.shape)
+    """Patches and images, resident and streamed, against decoding again and against copying the page cache.
+
+    Every pass is over the whole store; the files are decoded once per sample, and their time is taken as many times as
+    the store holds them. Nothing of them is in a processor's cache when its turn comes.
+    """
+    file = folder / f"{case.name}.u8"
+    with file.open("wb") as stream:
+        for _ in range(REPEATS):
+            stream.write(images.data)
+    n = REPEATS * len(images)
+    store = np.memmap(file, np.uint8, "r", shape=(n, *images.shape[1:]))
+    held = torch.from_numpy(np.tile(images, (REPEATS, 1, 1, 1))).to(device)
     grid = Grid(*case.grid, *case.size)
     threads = ThreadPoolExecutor(usable_cores())
-    step = max(1, 8 * 360 * 480 // (case.size[0] * case.size[1]))
+    step = images_per_batch(grid)
+    parts = [slice(first, min(first + step, n)) for first in range(0, n, step)]
     buffer = torch.empty(step, *images.shape[1:], dtype=torch.uint8)
+    values = n * images[0].size
 
     def decode_again() -> Iterator[np.ndarray]:
         return threads.map(lambda sample: np.array(Image.open(sample.image)), png)
 
-    def normalised_again() -> list[Tensor]:
-        return [normalise(torch.from_numpy(image)[None]) for image in decode_again()]
-
     def copied() -> None:
-        for first in range(0, n, step):
-            part = as_tensor(store[first : first + step])
-            buffer[: len(part)].copy_(part)
+        """The pages stay mapped from one pass to the next: no streamed pass can have it so easy."""
+        for part in parts:
+            buffer[: part.stop - part.start].copy_(as_tensor(store[part]))
 
-    def one_pass(frames: Frames, size: int) -> None:
-        for _ in frames.scan(size):
-            pass
+    def read() -> None:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer.numpy().data):
+                pass
 
-    def raw(reader: Callable[..., Iterator[Tensor]]) -> Callable[[], None]:
-        def call() -> None:
-            flat = buffer.flatten(1)
-            for part in reader(store[first : first + step] for first in range(0, n, step)):
-                flat[: len(part)].view(part.shape).copy_(part)
-        return call
+    def timed(name: str, count: int, unit: str, ours: Callable[[], object], again: Callable[[], object], moved: int,
+              note: str) -> Stage:
+        calls = {"ours": ours, "copying the page cache": copied, "reading the file": read, AGAIN: again}
+        return _timed(f"{name} {case.name}", count, unit, calls, effort, device, roofs, calibration,
+                      Work(bytes=moved * values), note)
 
-    pixels = 3 * n * case.size[0] * case.size[1]
-    for context, unit in (("image", "images"), ("patch", "patches")):
-        held = HeldFrames.of(torch.from_numpy(images), grid, context, device)
-        ways: dict[str, Frames] = {"resident": held}
-        if loader == "dali":
-            ways["streamed"] = StreamedFrames(grid, context, device, store)
-        for way, frames in ways.items():
-            size = step * frames.per_image
-            expected = torch.cat([part for _, part in held.scan(size)])
-            if not torch.equal(torch.cat([part for _, part in frames.scan(size)]), expected):
-                raise WrongResultError(f"{way} frames differ from resident ones")
-            calls: dict[str, Callable[[], object]] = {
-                "ours": partial(one_pass, frames, size), "decode the PNGs again": normalised_again}
-            yield _timed(f"{unit} {way} {case.name}", frames.count, unit, calls, effort, device, roofs, calibration,
-                         Work(bytes=pixels + 4 * pixels), "normalised float32 frames, equal to the last bit")
-    held = HeldFrames.of(torch.from_numpy(images), grid, "patch", device)
-    cells = step * grid.cells
-
-    def gathered() -> None:
-        for first in range(0, held.count, cells):
-            held.cut(slice(first, min(first + cells, held.count)))
-
-    calls = {"ours": gathered, "copying the page cache": copied, "decode the PNGs again": lambda: list(decode_again())}
-    yield _timed(f"raw patches resident {case.name}", held.count, "patches", calls, effort, device, roofs, calibration,
-                 Work(bytes=2 * pixels), "uint8, gathered from strided views")
-    if loader == "dali":
+    def by_dali(tiles: Size) -> Callable[[], None]:
         from meal_gpu.dali import FrameReader
 
-        for tiles, unit in ((None, "images"), (case.grid, "patches")):
-            reader = FrameReader(case.size, tiles, False, device, step).read
-            calls = {"ours": raw(reader), "copying the page cache": copied,
-                     "decode the PNGs again": lambda: list(decode_again())}
-            count = n * (1 if tiles is None else grid.cells)
-            yield _timed(f"raw {unit} streamed {case.name}", count, unit, calls, effort, device, roofs, calibration,
-                         Work(bytes=2 * pixels), "uint8, from the store into one buffer")
+        reader = FrameReader(case.size, None if tiles == (1, 1) else tiles, False, device, step)
+        return lambda: _exhaust(reader.read, (store[part] for part in parts))
+
+    for context, unit in (("image", "images"), ("patch", "patches")):
+        ways: dict[str, Frames] = {"resident": HeldFrames.of(held, grid, context, device),
+                                   "streamed": HeldFrames.of(store, grid, context, device)}
+        if loader == "dali":
+            ways["by DALI"] = StreamedFrames(grid, context, device, store)
+        tiles = (1, 1) if context == "image" else case.grid
+        for way, frames in ways.items():
+            size = step * frames.per_image
+            for part, (_, found) in zip(parts, frames.scan(size), strict=True):
+                if not torch.equal(found.cpu(), normalise(_tiled(as_tensor(store[part]), tiles))):
+                    raise WrongResultError(f"{way} frames differ from the store's")
+            yield timed(f"{unit} {way}", frames.count, unit, partial(_exhaust, frames.scan, size),
+                        lambda: [normalise(torch.from_numpy(image)[None]) for image in decode_again()], 1 + 4,
+                        "normalised float32 frames, equal to the last bit; 5 bytes move per value, and 2 in a copy")
+        for way, frames in ways.items():
+            ours = partial(_cut_all, frames, parts) if isinstance(frames, HeldFrames) else by_dali(tiles)
+            yield timed(f"raw {unit} {way}", frames.count, unit, ours, lambda: list(decode_again()), 1 + 1, "uint8")
+
+
+def _tiled(images: Tensor, tiles: Size) -> Tensor:
+    """The patches ``[N * cells, h, w, 3]`` of images, by PyTorch alone."""
+    height, width = images.shape[1] // tiles[0], images.shape[2] // tiles[1]
+    cropped = images[:, : tiles[0] * height, : tiles[1] * width]
+    return cropped.unflatten(2, (tiles[1], width)).unflatten(1, (tiles[0], height)).transpose(2, 3).flatten(0, 2)
+
+
+def _cut_all(frames: HeldFrames, parts: Iterable[slice]) -> None:
+    for part in parts:
+        frames.cut(slice(part.start * frames.per_image, part.stop * frames.per_image))
+
+
+def _exhaust(pass_: Callable[..., Iterable[object]], *arguments: object) -> None:
+    """Go through a pass as training and scoring do: a batch is done with when the next is asked for."""
+    deque(pass_(*arguments), maxlen=0)
 
 
 def _timed(name: str, items: int, unit: str, calls: dict[str, Callable[[], object]], effort: Effort,
@@ -219,6 +233,11 @@ def _timed(name: str, items: int, unit: str, calls: dict[str, Callable[[], objec
     with peak(device) as memory:
         calls["ours"]()
     timings = interleaved(calls, effort, device, calibration)
+    again = timings[AGAIN]
+    timings[AGAIN] = replace(again, seconds=tuple(REPEATS * value for value in again.seconds),
+                             calibrated=tuple(REPEATS * value for value in again.calibrated))
     others: tuple[Baseline, ...] = tuple(
-        baseline(key, timings["ours"], timings[key], 0.0, "the same pixels") for key in calls if key != "ours")
+        baseline(key, timings["ours"], timings[key], 0.0, "the same pixels",
+                 note=f"each file once, taken {REPEATS} times" if key == AGAIN else "")
+        for key in calls if key != "ours")
     return stage(name, items, unit, timings["ours"], roofs, work, memory, baselines=others, note=note)
