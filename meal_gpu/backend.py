@@ -7,9 +7,11 @@ import importlib.util
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numba
 import torch
@@ -19,6 +21,8 @@ from .config import Config
 from .errors import InputError, first_line
 from .kernels import patch_entropy
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _log = logging.getLogger("meal_gpu")
 
 
@@ -44,9 +48,35 @@ class Backend:
     stream_reason: str
     budget_bytes: int
     """Device memory that the pool and the feature cache may take."""
+    fold_norms: bool = False
+    """See `meal_gpu.fold`."""
+    compile: str = "none"
+    """``none``, ``graphs`` or ``inductor``"""
+    compile_reason: str = "asked for"
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function of tensors as ``compile`` says: itself, replayed as a CUDA graph, or compiled by inductor.
+
+        Networks of one architecture and batches of one shape share what is recorded. The next call of any compiled
+        function overwrites the results: copy what is to stay.
+        """
+        if self.compile == "none":
+            return function
+        if self.device.type == "cpu":  # it would tell of each graph that it is not recorded
+            logging.getLogger("torch._inductor.cudagraph_utils.__cudagraphs").setLevel(logging.ERROR)
+        if self.compile == "graphs":
+            fast = torch.compile(function, backend="cudagraphs", fullgraph=True, dynamic=False)
+        else:
+            fast = torch.compile(function, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            torch.compiler.cudagraph_mark_step_begin()
+            return fast(*args, **kwargs)
+
+        return call
 
     def choices(self) -> dict[str, str]:
         """What was chosen and why, for people."""
@@ -54,6 +84,8 @@ class Backend:
         return {
             "device": f"{self.device.type} ({self.device_reason})",
             "precision": f"{name} ({self.dtype_reason})",
+            "compile": f"{self.compile} ({self.compile_reason})",
+            "batch-norms": "folded for scoring and evaluation" if self.fold_norms else "as they are",
             "umap": f"{self.umap} ({self.umap_reason})",
             "k-means": f"{self.kmeans} ({self.kmeans_reason})",
             "loader": f"{self.loader} ({self.loader_reason})",
@@ -98,7 +130,8 @@ def resolve(config: Config) -> Backend:
     elif loader == "dali":
         stream, stream_reason = "dali", "it cuts and normalises on the device"
     return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
-                   loader_reason, stream, stream_reason, budget)
+                   loader_reason, stream, stream_reason, budget, config.model.fold_norms, config.model.compile,
+                   _compiler(config.model.compile, device))
 
 
 def find_loader(wanted: str) -> tuple[str, str]:
@@ -221,6 +254,28 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     if native:
         return torch.bfloat16, "the processor multiplies it natively"
     return torch.float32, "the processor has no native bfloat16"
+
+
+def _compiler(wanted: str, device: torch.device) -> str:
+    """Make ready what ``model.compile`` asks for; what there is to say about it.
+
+    Raises `InputError` where a compiler is missing.
+    """
+    if wanted == "none":
+        return "asked for"
+    torch.compiler.reset()  # a process may make many runs, and PyTorch gives up after some shapes of one function
+    if wanted == "graphs":
+        without = "" if device.type == "cuda" else "; traced, but run one by one: CUDA graphs need CUDA"
+        return f"asked for{without}"
+    names = (os.environ.get("CC", "cc"), "gcc", "clang") if device.type == "cuda" else (os.environ.get("CXX", "g++"),)
+    if not any(map(shutil.which, names)):
+        raise InputError(f"model.compile is 'inductor', which needs a {'C' if device.type == 'cuda' else 'C++'} "
+                         f"compiler on {device.type}, and {' or '.join(names)} is not there. Install one (Debian: "
+                         "g++), or use model.compile: graphs or none.")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InputError("model.compile is 'inductor', which needs Triton on CUDA, and it is not installed: pip "
+                         "install triton, or use model.compile: graphs or none.")
+    return "asked for"
 
 
 def _free_bytes(device: torch.device) -> int:

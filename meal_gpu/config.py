@@ -95,6 +95,12 @@ class ModelConfig(Section):
     cache_features: Literal["auto", "always", "never"] = "auto"
     """Keep a frozen backbone's features on the device; ``auto`` does so when they fit into ``data.budget_gb``."""
 
+    fold_norms: bool = False
+    """Score and evaluate with the batch-norms folded into the convolutions before them, which rounds differently."""
+    compile: Literal["none", "graphs", "inductor"] = "none"
+    """How scoring, evaluation and training steps are run: operation by operation; ``graphs``: recorded, and replayed as
+    CUDA graphs (on the CPU traced, but run one by one), the same arithmetic; ``inductor``: compiled, other rounding."""
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.cache_features == "always" and not self.freeze_backbone:
@@ -191,6 +197,10 @@ class Config(Section):
         if self.train.sample == "image" and self.data.context == "patch":
             raise ValueError("train.sample is 'image' and data.context is 'patch': where the network sees patches, a "
                              "sample is a patch. Use train.sample: patch, or data.context: image.")
+        if self.train.sample == "image" and self.model.compile != "none":
+            raise ValueError(f"train.sample is 'image' and model.compile is '{self.model.compile}': batches have as "
+                             "many patches as their images have labels, and what is compiled is for one number. Use "
+                             "train.sample: patch, or model.compile: none.")
         return self
 
     @classmethod

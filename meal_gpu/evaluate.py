@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import Backend
-from .features import Features
+from .features import Features, logits_of
+from .fold import for_scoring
 from .frames import HeldFrames
 from .model import DeepLabV3Plus
 from .timing import Progress, no_progress
@@ -60,13 +61,13 @@ def confusion(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_c
 
     Pixels that belong to no patch (see `Grid`) are left out, so that both contexts count the same pixels.
     """
-    model.eval()
+    model, logits_of_batch = for_scoring(model, backend), backend.compiled(logits_of)
     grid = features.frames.grid
     height, width = grid.rows * grid.patch_height, grid.cols * grid.patch_width
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
-    for frames, (low, high) in features.scan(model):
-        with backend.autocast():
-            logits = model.logits(low, high, features.upsampling)[: frames.stop - frames.start]
+    for frames, given in features.given():
+        logits, _ = logits_of_batch(model, given, features.upsampling, backend)
+        logits = logits[: frames.stop - frames.start]
         logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
         prediction = logits.argmax(1)
         add_confusion(counts, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backend import Backend
 from .frames import Frames, sent
 from .grid import Grid, Size
-from .model import RATES, DeepLabV3Plus, upsampling
+from .model import RATES, DeepLabV3Plus, Upsampling, upsampling
 from .timing import Progress, no_progress
 from .windows import Windows, along, bilinear_matrix
 
@@ -20,6 +20,8 @@ BATCH_PIXELS = 1_400_000
 
 Given = tuple[Tensor, ...]
 """What a network is given of a batch of frames: the maps that are kept, or the pixels ``[B, 3, H, W]``."""
+Means = tuple[Tensor, Tensor]
+"""Row and column matrices that average a map over patches."""
 Maps = tuple[Tensor, Tensor]
 """Feature maps ``[B, C, h4, w4]`` and ``[B, C, h16, w16]`` of a batch of frames."""
 
@@ -109,12 +111,12 @@ class Features:
         return Windows.of_grid(self.frames.grid, self.low_size, self.high_size, RATES, self.frames.device)
 
     @cached_property
-    def upsampling(self) -> tuple[Tensor, Tensor]:
+    def upsampling(self) -> Upsampling:
         """For `DeepLabV3Plus.logits`."""
         return upsampling(self.low_size, self.high_size, self.frames.device, self.backend.dtype)
 
     @cached_property
-    def means(self) -> dict[Size, tuple[Tensor, Tensor]]:
+    def means(self) -> dict[Size, Means]:
         """Per size of map, the row and column matrices that average it over each patch."""
         grid, device = self.frames.grid, self.frames.device
         return {(height, width): (_mean_matrix(grid.height, grid.patch_height, grid.rows, height).to(device),
@@ -130,6 +132,13 @@ def maps_of(model: DeepLabV3Plus, given: Given) -> Maps:
     """Maps of a batch from `Features.given`; call it within the autocast of its backend."""
     low, high = given if len(given) == 2 else model.features(*given)
     return low, high
+
+
+def logits_of(model: DeepLabV3Plus, given: Given, up: Upsampling, backend: Backend) -> Maps:
+    """Logits of a batch from `Features.given`, and the high maps that they were made of."""
+    with backend.autocast():
+        low, high = maps_of(model, given)
+        return model.logits(low, high, up), high
 
 
 def patch_means(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

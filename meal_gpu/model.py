@@ -4,6 +4,7 @@ The head is written for what active learning does to it: a small part of the pix
 computes what it would compute on the whole image (equal in eval mode), at the cost of the window.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,17 @@ Upsampling = tuple[Tensor, Tensor]
 """Row and column matrices from stride 16 to stride 4, ``[1, h4, 3 * h16]`` and ``[1, w4, 3 * w16]``."""
 
 
+@torch.library.custom_op("meal_gpu::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _random_bits(n: int, device: torch.device) -> Tensor:
+    """int64 ``[n]``, all bits at random. An operator of its own, since `torch.compile` does not know ``random_``."""
+    return torch.empty(n, dtype=torch.int64, device=device).random_(-(2**63), None)
+
+
+@_random_bits.register_fake
+def _(n: int, device: torch.device) -> Tensor:
+    return torch.empty(n, dtype=torch.int64, device=device)
+
+
 class ConvNormAct(nn.Sequential):
     def __init__(self, c_in: int, c_out: int, kernel: int = 1, dilation: int = 1) -> None:
         super().__init__(
@@ -41,7 +53,7 @@ class ConvNormAct(nn.Sequential):
         return cast(nn.Conv2d, self[0])
 
     def finish(self, x: Tensor) -> Tensor:
-        """Batch-norm and ReLU, for a convolution that was computed another way."""
+        """Batch-norm and ReLU, for a convolution that was computed another way. Its bias, if it was folded, is in x."""
         return cast(Tensor, self[2](self[1](x)))
 
 
@@ -60,9 +72,9 @@ class Dropout(nn.Module):
         if not self.training:
             return x
         x = _nhwc(x)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        draws = _random_bits(-(-x.numel() // 4), x.device)
         keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 32768
-        return _nchw(x * (keep * torch.tensor(65536 / (65536 - self.dropped), dtype=x.dtype)))
+        return _nchw(x * (keep * x.new_full((), 65536 / (65536 - self.dropped))))
 
 
 class ASPP(nn.Module):
@@ -94,7 +106,7 @@ class ASPP(nn.Module):
             read = along(at.rows.atrous[:, i], at.cols.atrous[:, i], maps).view(batch, 3, k, 3, n, -1)
             read = read.permute(0, 2, 4, 1, 3, 5).reshape(batch, k, n, -1)
             weight = branch.conv.weight.permute(0, 2, 3, 1).reshape(branch.conv.out_channels, -1)
-            branches.append(branch.finish(_nchw(F.linear(read, weight))))
+            branches.append(branch.finish(_nchw(F.linear(read, weight, branch.conv.bias))))
         return self._merge(branches, high)
 
     def _merge(self, branches: list[Tensor], high: Tensor) -> Tensor:
@@ -143,11 +155,13 @@ class Decoder(nn.Module):
         batch, h16, w16, _ = products.shape
         products = products.view(batch, h16, w16, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
         up = along(up_rows, up_cols, products.reshape(batch, 3 * h16, 3 * w16, -1))
-        return self.fuse_dropout(self.fuse.finish(F.conv2d(low, weight[:, :c_low]) + _nchw(up)))
+        fused = F.conv2d(low, weight[:, :c_low], self.fuse.conv.bias) + _nchw(up)
+        return self.fuse_dropout(self.fuse.finish(fused))
 
     def _classify(self, fused: Tensor) -> Tensor:
         """conv3x3 + batch-norm + ReLU + dropout + 1 × 1; the input comes with its padding of 1."""
-        x = self.refine.finish(F.conv2d(fused, self.refine.conv.weight))
+        conv = self.refine.conv
+        x = self.refine.finish(F.conv2d(fused, conv.weight, conv.bias))
         return cast(Tensor, self.classify(self.refine_dropout(x)))
 
 
@@ -269,7 +283,7 @@ def _backbone(config: ModelConfig) -> Any:
         _check_loaded(backbone, config)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
-            module.__class__ = _in_float32(type(module))
+            module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]  # types are hashable
     return backbone
 
 
@@ -285,6 +299,7 @@ class _Float32(nn.Module):
             return cast(Tensor, super().forward(x.float())).to(x.dtype)
 
 
+@functools.cache  # compiled code asks for the kind of a module: all networks have the same
 def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     """A convolution that trains in float32.
 
@@ -294,6 +309,11 @@ def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
     CPU must.
     """
     return type(kind.__name__, (_Float32, kind), {})
+
+
+def base_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """The kind that a module had before `_in_float32`."""
+    return kind.__mro__[2] if issubclass(kind, _Float32) else kind
 
 
 def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from .backend import Backend
-from .features import Features
+from .features import Features, Given, Means, logits_of, maps_of, patch_means
+from .fold import for_scoring
+from .grid import Grid
 from .kernels import patch_entropy
-from .model import DeepLabV3Plus
+from .model import DeepLabV3Plus, Upsampling
 from .timing import Progress, no_progress
 from .windows import along
 
@@ -51,11 +53,10 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     Nothing is checked for being finite here, since that would wait for the device: `bad_patch` does it once for the
     whole pool, without waiting.
     """
-    model.eval()
-    grid, cells = features.frames.grid, features.frames.grid.cells
-    wanted = [name for name in ("score", "features", "probabilities") if name in needs]
+    wanted = tuple(name for name in ("score", "features", "probabilities") if name in needs)
     if not wanted:
         return Predictions()
+    cells, of_batch, network = features.frames.grid.cells, backend.compiled(predict_batch), for_scoring(model, backend)
     # One block each, from the first batch on: small results of every batch between its large temporaries would leave
     # the host's heap in pieces, and its memory would grow with the pool.
     held: dict[str, Tensor] = {}
@@ -66,19 +67,31 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         n = (frames.stop - frames.start) * cells
         held[name][frames.start * cells :][:n] = values[:n]
 
-    for frames, (low, high) in features.scan(model):
-        with backend.autocast():
-            if "features" in wanted:
-                keep("features", features.patch_vectors(high), frames)
-            if "score" in wanted or "probabilities" in wanted:
-                logits = model.logits(low, high, features.upsampling)
-        if "score" in wanted:
-            sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
-            keep("score", sums.flatten() / grid.patch_pixels, frames)
-        if "probabilities" in wanted:
-            keep("probabilities", features.patch_vectors(logits.float().softmax(1)), frames)
+    low, high = features.means[features.low_size], features.means[features.high_size]
+    for frames, given in features.given():
+        found = of_batch(network, given, features.upsampling, low, high, features.frames.grid, wanted, score, backend)
+        for name, values in zip(wanted, found, strict=True):
+            keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
     return Predictions(**held)
+
+
+def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
+                  wanted: tuple[str, ...], score: str, backend: Backend) -> list[Tensor]:
+    """What is wanted of a batch, in that order; matrices from `Features`."""
+    if wanted == ("features",):
+        with backend.autocast():
+            return [patch_means(maps_of(model, given)[1], *high)]
+    found = []
+    logits, maps = logits_of(model, given, up, backend)
+    if "score" in wanted:
+        sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
+        found.append(sums.flatten() / grid.patch_pixels)
+    if "features" in wanted:
+        found.append(patch_means(maps, *high))
+    if "probabilities" in wanted:
+        found.append(patch_means(logits.float().softmax(1), *low))
+    return found
 
 
 @torch.no_grad()

@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from .backend import machine, resolve
-from .checks import CHECKS, Deviation, Numbers, Unavailable
+from .checks import CHECKS
 from .config import Config
 from .errors import first_line
+from .finding import Deviation, Numbers, Unavailable
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,10 @@ def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: T
     sent before the first.
     """
     cells, losses = features.frames.grid.cells, torch.empty(len(batches), device=ids.device)
+    compiled_loss = backend.compiled(patch_loss)
     maps = features.read(model, [host_ids[batch] // cells for batch in batches])
     for step, (batch, (low, high)) in enumerate(zip(sent(batches, ids.device), maps, strict=True)):
-        loss = patch_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
+        loss = compiled_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -63,6 +63,7 @@ def test_auto_takes_cuda_and_cuml_where_they_work(with_cuda):
     chosen = resolve(Config.load({}, ["query.selector=kmeans", "data.loader=torchvision"]))
     assert chosen.choices() == {
         "device": "cuda (found NVIDIA H100)", "precision": "bfloat16 (the processor multiplies it natively)",
+        "compile": "none (asked for)", "batch-norms": "as they are",
         "umap": "cuml (a first call of it succeeded)", "k-means": "cuml (a first call of it succeeded)",
         "loader": "torchvision (asked for)", "streaming": "mapped (the loader is not DALI)",
         "memory budget": "40.0 GB for the resident pool and the feature cache"}

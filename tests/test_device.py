@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny import tiny_backend, tiny_config
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import meal_gpu.acquire as acquire_module
 from meal_gpu import rapids
@@ -24,10 +26,10 @@ from meal_gpu.features import Features
 from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.predict import predict
+from meal_gpu.predict import predict, predict_batch
 from meal_gpu.select import PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
-from meal_gpu.train import train_epoch
+from meal_gpu.train import patch_loss, train_epoch
 from meal_gpu.transfers import Transfers
 
 CUDA = torch.device("cuda")
@@ -143,6 +145,38 @@ def test_a_training_reads_a_loss_per_epoch(tmp_path, frozen):
         learn(experiment, pool, 0, 0, clock)
     on_the_host = {"train.py: tolist": 2, **({} if frozen else {"features.py: unique2": 6})}
     assert counted.reads == {"train.py: cpu": 1, "train.py: float": 2, "evaluate.py: tolist": 2} | on_the_host
+
+
+class OnHost(TorchDispatchMode):
+    """Remembers what makes tensors on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in tree_leaves(result)):
+            self.found.add(str(function))
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_nothing_is_made_on_the_host_that_a_graph_could_not_record(pretended):
+    """A single number there, and PyTorch records no graph: the pass over the pool, and a step's loss."""
+    (images, model), backend = pretended, tiny_backend()
+    features = Features.of(HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CUDA), model, backend, False)
+    constants = features.upsampling, features.means[features.low_size], features.means[features.high_size]
+    _, given = next(features.given())
+    windows, cells = features.windows, torch.zeros(4, dtype=torch.int64, device=CUDA)
+    labels = torch.zeros(4, 32, 32, dtype=torch.uint8, device=CUDA)
+    low, high = (torch.zeros(4, *shape, device=CUDA) for shape in model.map_shapes(64, 96))
+    with OnHost() as host:
+        with torch.no_grad():
+            predict_batch(model.eval(), given, *constants, features.frames.grid, ("score", "features", "probabilities"),
+                          "entropy", backend)
+        patch_loss(model.train(), low, high, windows, cells, labels, backend)
+    assert host.found == set()
 
 
 READ_ONCE = {"acquire.py: tolist": 1}

@@ -12,15 +12,18 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from meal_gpu import checks, cli, selfcheck
+from meal_gpu import checks, checks_network, cli, finding, fold, selfcheck
 from meal_gpu.acquire import Query
+from meal_gpu.backend import Backend
 from meal_gpu.checks import CHECKS
 from meal_gpu.embed import Embedding
 from meal_gpu.frames import StreamedFrames
 from meal_gpu.selfcheck import Result, as_json, show
+from meal_gpu.train import patch_loss
 
 CPU = torch.device("cpu")
-ON_CUDA = ["kernel cuda", "umap cuml", "kmeans cuml", "network cuda", "run cuda"]
+ON_CUDA = ["kernel cuda", "umap cuml", "kmeans cuml", "network cuda", "folded cuda", "graphs cuda", "inductor cuda",
+           "run cuda"]
 
 
 def one(name: str) -> Result:
@@ -67,7 +70,7 @@ def test_without_a_device_it_says_so(name):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Lets the checks of CUDA run on the CPU."""
-    monkeypatch.setattr(checks, "_cuda", lambda: CPU)
+    monkeypatch.setattr(finding, "cuda", lambda: CPU)
 
 
 @pytest.mark.parametrize("name", ["kernel cpu", "kernel cuda"])
@@ -120,7 +123,7 @@ def test_wrong_clusters_are_found(monkeypatch, on_cpu, name):
 
 @pytest.mark.parametrize("name", ["network cpu", "network cuda"])
 def test_a_wrong_network_is_found(monkeypatch, on_cpu, name):
-    class Moved(checks.DeepLabV3Plus):
+    class Moved(checks_network.DeepLabV3Plus):
         """Half of the classes' biases change on the way to the device."""
 
         def to(self, *args, **how):
@@ -128,9 +131,27 @@ def test_a_wrong_network_is_found(monkeypatch, on_cpu, name):
             bias.data[::2] += 2
             return super().to(*args, **how)
 
-    monkeypatch.setattr(checks, "DeepLabV3Plus", Moved)
-    monkeypatch.setattr(checks, "resolve", lambda config: type("B", (), {"dtype": torch.bfloat16}))
+    monkeypatch.setattr(checks_network, "DeepLabV3Plus", Moved)
+    monkeypatch.setattr(checks_network, "resolve", lambda config: type("B", (), {"dtype": torch.bfloat16}))
     expect(name, "logits are off by")
+
+
+@pytest.mark.parametrize("name", ["folded cpu", "folded cuda"])
+def test_wrong_folding_is_found(monkeypatch, on_cpu, name):
+    weights = fold.fuse_conv_bn_weights
+    monkeypatch.setattr(fold, "fuse_conv_bn_weights", lambda *args: [1.02 * part for part in weights(*args)])
+    expect(name, "scores are off by", "more than 1e-3")
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("graphs cpu", 1e-6), ("graphs cuda", 1e-4), ("inductor cuda", 0.2)])
+def test_compiled_code_that_computes_something_else_is_found(monkeypatch, on_cpu, name, wrong):
+    def compiled(backend, function):
+        if backend.compile == "none" or function is not patch_loss:
+            return function
+        return lambda *args: function(*args) * (1 + wrong)
+
+    monkeypatch.setattr(Backend, "compiled", compiled)
+    expect(name, "losses or scores are off by")
 
 
 def test_a_wrong_pixel_is_found(monkeypatch):
@@ -149,26 +170,26 @@ def test_a_wrong_pixel_is_found(monkeypatch):
 
 def test_runs_that_differ_are_found(monkeypatch):
     runs = iter([[[1, 2], [3, 4]], [[1, 2], [3, 5]]])
-    monkeypatch.setattr(checks, "_toy_run", lambda device, **changes: next(runs))
+    monkeypatch.setattr(checks_network, "_toy_run", lambda device, **changes: next(runs))
     expect("run cpu", "the second run has 75% of the first one's queries")
 
 
 def test_devices_that_ask_for_other_patches_are_found(monkeypatch, on_cpu):
-    toy, queries = checks._toy, iter([torch.arange(8), torch.arange(8) + 4])
-    monkeypatch.setattr(checks, "_toy", lambda device, **changes: toy("cpu", **changes))
-    monkeypatch.setattr(checks, "acquire", lambda *args: Query(next(queries), None))
+    toy, queries = checks_network._toy, iter([torch.arange(8), torch.arange(8) + 4])
+    monkeypatch.setattr(checks_network, "_toy", lambda device, **changes: toy("cpu", **changes))
+    monkeypatch.setattr(checks_network, "acquire", lambda *args: Query(next(queries), None))
     expect("run cuda", "50% of the patches asked for are the same")
 
 
 def test_a_second_read_is_found(monkeypatch):
-    acquire = checks.acquire
+    acquire = checks_network.acquire
 
     def reading(experiment, pool, *args):
         pool.labels.sum().item()
         return acquire(experiment, pool, *args)
 
-    monkeypatch.setattr(checks, "acquire", reading)
-    expect("transfers", "acquire.py: tolist x1", "checks.py: item x1", "once was expected")
+    monkeypatch.setattr(checks_network, "acquire", reading)
+    expect("transfers", "acquire.py: tolist x1", "once was expected")
 
 
 def test_whatever_a_backend_raises_fails_its_check_and_no_other(monkeypatch):

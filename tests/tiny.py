@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from meal_gpu.backend import Backend
+from meal_gpu.checks_network import TOY
 from meal_gpu.config import Config, ModelConfig
 from meal_gpu.features import Features
 from meal_gpu.frames import HeldFrames
@@ -17,13 +18,10 @@ BACKBONE = "mobilenetv2_035"
 """0.25 million parameters; its maps have 8 channels at stride 4 and 112 at stride 16."""
 
 TINY: dict[str, Any] = {
-    "device": "cpu",
-    "seeds": [0],
-    "data": {"dataset": "demo", "image_size": [64, 96], "grid": [2, 3], "n_images": 6, "n_val_images": 2},
-    "model": {"backbone": BACKBONE, "weights": "none", "precision": "float32"},
-    "train": {"epochs": 2, "final_epochs": 2, "batch_size": 4},
-    "query": {"strategy": "meal", "rounds": 2, "n_initial_images": 2, "n_query": 4, "n_informative": 8},
+    **TOY, "device": "cpu", "data": {**TOY["data"], "n_images": 6},
+    "query": {**TOY["query"], "strategy": "meal", "n_query": 4, "n_informative": 8},
 }
+"""The run that `meal-gpu selfcheck` makes, on fewer scenes."""
 
 
 def tiny_config(tmp_path: Path, **overrides: Any) -> Config:

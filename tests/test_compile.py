@@ -1,0 +1,77 @@
+"""`model.compile`: one graph per function, none anew in the next round, and the same bits where it says so.
+
+Without CUDA the graphs are traced and run one by one: what is shown here is that nothing breaks a graph or changes its
+arithmetic, not that CUDA records it.
+"""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+from tiny import CPU, TINY, noise, stir_norms, tiny_backend, tiny_config, tiny_features, tiny_model
+from torch._dynamo.utils import counters
+
+from meal_gpu.backend import resolve
+from meal_gpu.config import Config, TrainConfig
+from meal_gpu.errors import InputError
+from meal_gpu.evaluate import confusion
+from meal_gpu.frames import HeldFrames
+from meal_gpu.grid import Grid
+from meal_gpu.launch import run
+from meal_gpu.predict import predict
+from meal_gpu.records import read_rounds
+from meal_gpu.train import train
+
+
+def a_round(seed: int, frozen: bool, backend) -> list[torch.Tensor]:
+    """Score, evaluate, train with dropout, on five images in batches of two: all that comes of it."""
+    model, images = tiny_model(5, seed, freeze_backbone=frozen), noise(5, 64, 96)
+    stir_norms(model)
+    features = tiny_features(model, images, (2, 3), cached=frozen, backend=backend)
+    seen = predict(model, features, {"score", "features", "probabilities"}, "entropy", backend)
+    masks = HeldFrames.of(torch.zeros(5, 64, 96, dtype=torch.uint8), Grid(2, 3, 64, 96), "image", CPU)
+    # Tracing the backbone takes seconds, and its way is that of `predict`.
+    counts = confusion(model, features, masks, 5, backend) if frozen else torch.zeros(0)
+    torch.manual_seed(seed)
+    ids = torch.tensor([0, 1, 7, 8, 20, 21, 28, 29])  # several of one image, so that few go through the backbone
+    labels = torch.randint(0, 5, (8, 32, 32), dtype=torch.uint8)
+    train(model, features, ids, labels, TrainConfig(batch_size=4), 2, backend, torch.Generator().manual_seed(0),
+          lambda: None)
+    return [seen.score, seen.features, seen.probabilities, counts, *model.state_dict().values()]
+
+
+@pytest.mark.parametrize(("frozen", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_graphs_give_the_same_bits_and_are_traced_once(frozen, dtype, monkeypatch):
+    """Every call must be one whole graph (``fullgraph``); another network of the same shape finds it there."""
+    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    torch.compiler.reset()
+    counters.clear()
+    plain, graphs = tiny_backend(dtype), dataclasses.replace(tiny_backend(dtype), compile="graphs")
+    for seed in (0, 1):
+        expected, found = a_round(seed, frozen, plain), a_round(seed, frozen, graphs)
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert counters["stats"]["unique_graphs"] == (3 if frozen else 2)
+
+
+def test_a_run_with_graphs_asks_for_the_same_patches(tmp_path):
+    queries = []
+    for way in ("none", "graphs"):
+        config = tiny_config(tmp_path, **{"model.compile": way, "query.strategy": "entropy"})
+        queries.append([record["next_query"] for record in read_rounds(run(config, tmp_path / way) / "seed-0")])
+    assert queries[0] == queries[1]
+    assert len(queries[0][0]) == 4
+
+
+def test_what_cannot_be_had_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"model.compile is 'graph'.*Did you mean 'graphs'"):
+        tiny_config(tmp_path, **{"model.compile": "graph"})
+    with pytest.raises(InputError, match=r"train\.sample is 'image' and model.compile is 'graphs'"):
+        tiny_config(tmp_path, **{"model.compile": "graphs", "train.sample": "image"})
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    wanted = Config.load({**TINY, "model": {**TINY["model"], "compile": "inductor"}})
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler on cpu, and g\+\+ is not there. Install one"):
+        resolve(wanted)
+    graphs = Config.load({**TINY, "model": {**TINY["model"], "compile": "graphs"}})
+    assert resolve(graphs).choices()["compile"] == (
+        "graphs (asked for; traced, but run one by one: CUDA graphs need CUDA)")
