@@ -26,9 +26,10 @@ from meal_gpu.frames import Frames, HeldFrames, StreamedFrames, as_tensor
 from meal_gpu.grid import Grid, Size
 from meal_gpu.imagefile import read_image
 from meal_gpu.pixels import normalise
+from meal_gpu.work import Roofs, Work
 
 from .cityscapes import picture
-from .machine import Roofs, Work, card, measure_roofs
+from .machine import card, measure_roofs
 from .measure import CPU, Calibration, Effort, interleaved
 from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage

@@ -1,21 +1,13 @@
 """``--estimate``: what a round's stages would take at least on a device that nobody has measured: arithmetic."""
 
-import torch
-
 from meal_gpu.config import Config
 from meal_gpu.datasets import open_dataset
 from meal_gpu.errors import InputError
+from meal_gpu.estimate import DATA_SHEETS, counts
 
-from .count import Network
-from .machine import Roofs, Work, card
+from .machine import card
 from .result import Estimate, Result
 
-# Data sheets: memory bandwidth, dense bfloat16 products; exponentials are 16 a clock on each multiprocessor, at the
-# boost clock (kernels/NOTES.md counts them).
-DATA_SHEETS = {
-    "h100": Roofs(0, "bfloat16", bytes=3.35e12, flops=989e12, exps=132 * 16 * 1.98e9),
-    "a100": Roofs(0, "bfloat16", bytes=2.04e12, flops=312e12, exps=108 * 16 * 1.41e9),
-}
 KNOWN = {"camvid": (367, 101, 11), "cityscapes": (2975, 500, 19)}
 """Images of the pool and of validation, and classes, so that no data is needed."""
 
@@ -39,18 +31,3 @@ def run(config: Config, device: str) -> Result:
                       f"({sheet.bytes / 1e12:.2f} TB/s, {sheet.flops / 1e12:.0f} TFLOP/s bfloat16, "
                       f"{sheet.exps / 1e12:.2f} T exp/s).",
                       "Host time, launches, decoding and UMAP are not in them; real times are higher."))
-
-
-def counts(config: Config, n: int, n_val: int, classes: int) -> dict[str, Work]:
-    """Bytes, FLOPs and exponentials of a round's stages, in bfloat16."""
-    network = Network.of(config, classes, torch.bfloat16)
-    cells, query = config.data.tiling().cells, config.query
-    per_image = 1 if config.data.context == "image" else cells
-    labelled = (query.n_initial_images or n) * cells + query.rounds // 2 * query.n_query
-    return {
-        "features of the pool": network.features(n * per_image),
-        "forward over the pool": network.forward(n * per_image),
-        "patch_entropy of the pool": network.entropy(n * per_image),
-        f"an epoch on {labelled:,} patches": network.training(labelled, config.train.batch_size),
-        "an evaluation": network.evaluation(n_val * per_image),
-    }

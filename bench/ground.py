@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from meal_gpu.config import Config
+from meal_gpu.count import Network
 from meal_gpu.datasets import Dataset, Sample, open_dataset
 from meal_gpu.embed import Embedding, fit
 from meal_gpu.engine import initial_patches
@@ -29,7 +30,6 @@ from meal_gpu.randomness import derive, generator
 from meal_gpu.select import PoolView
 from meal_gpu.train import train
 
-from .count import Network
 from .plain import PlainNetwork, Research
 
 TRAINED = 32

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from meal_gpu.kernels import cost, patch_entropy, reference
+from meal_gpu.work import Roofs, Work
 
-from .machine import Roofs, Work, card, measure_roofs
+from .machine import card, measure_roofs
 from .measure import CPU, Calibration, Effort, enough_copies, interleaved, rotating
 from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage

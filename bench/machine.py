@@ -4,7 +4,6 @@ import io
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numba.core.config import NUMBA_NUM_THREADS
 from PIL import Image
 
 from meal_gpu.backend import machine, usable_cores
+from meal_gpu.work import Roofs
 
 from .measure import Effort, interleaved, last_level_cache
 
@@ -24,58 +24,6 @@ _CHUNK = 4096  # float32 per thread: 16 KiB, in the L1 cache
 _REPEATS = 4096  # passes over a chunk
 _UPDATES = 200_000
 ROOF_EFFORT = Effort(1.5, 3, 9, 0.3)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage must do, whoever does it: the numerators of the roofline. Counts, zero where there is none."""
-
-    bytes: int = 0
-    """Each input read once and each output written once."""
-    exps: int = 0
-    flops: int = 0
-    """Of products and convolutions; a multiply-add is two."""
-    pixels: int = 0
-    """Decoded from PNG."""
-    dispatches: int = 0
-    """Operations that the host starts one after the other."""
-    updates: int = 0
-    """Moves of a point by UMAP's layout, on one core: a seeded layout has one thread."""
-
-    def times(self, factor: float) -> "Work":
-        return Work(**{name: round(value * factor) for name, value in asdict(self).items()})
-
-    def __add__(self, other: "Work") -> "Work":
-        return Work(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
-
-
-BOUNDS = {"bytes": "memory", "exps": "exp", "flops": "FLOP", "pixels": "decode", "dispatches": "host",
-          "updates": "host"}
-"""Fields of `Work` and `Roofs` -> what a stage that they limit is bound by."""
-
-
-@dataclass(frozen=True)
-class Roofs:
-    """Rates per second that this machine reached with its current number of threads; 0 where not measured."""
-
-    threads: int
-    dtype: str
-    """Of the products that ``flops`` was measured with."""
-    bytes: float = 0.0
-    exps: float = 0.0
-    flops: float = 0.0
-    pixels: float = 0.0
-    dispatches: float = 0.0
-    updates: float = 0.0
-
-    def least(self, work: Work) -> tuple[float, str]:
-        """Seconds that the work takes at least, as if all of it overlapped perfectly, and what bounds it.
-
-        (0, "") for work of which nothing was counted or measured.
-        """
-        times = {name: getattr(work, name) / getattr(self, name) for name in BOUNDS if getattr(self, name)}
-        name = max(times, key=lambda key: times[key], default="")
-        return (times[name], BOUNDS[name]) if name and times[name] > 0 else (0.0, "")
 
 
 def card() -> dict[str, Any]:

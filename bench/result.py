@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from meal_gpu.errors import InputError
 from meal_gpu.files import write_atomic
+from meal_gpu.work import Roofs, Work
 
-from .machine import Roofs, Work
 from .measure import Timing, quantile
 from .memory import Peak
 

@@ -23,10 +23,10 @@ from meal_gpu.evaluate import Score
 from meal_gpu.kernels import patch_entropy
 from meal_gpu.select import PoolView, represent
 from meal_gpu.train import patch_loss
+from meal_gpu.work import Work
 
 from .ground import Ground, evaluate_part, maps_of, read_all, scores_of
 from .kernels import full_resolution, upsample
-from .machine import Work
 from .result import WrongResultError
 
 FEW = 4

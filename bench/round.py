@@ -12,9 +12,10 @@ from meal_gpu.engine import initial_patches, learn
 from meal_gpu.experiment import prepare
 from meal_gpu.oracle import SimulatedOracle
 from meal_gpu.timing import StageClock
+from meal_gpu.work import Roofs
 
 from .ground import Ground, limited
-from .machine import Roofs, card, measure_roofs
+from .machine import card, measure_roofs
 from .measure import Calibration, Effort, Timer, Timing, interleaved
 from .memory import peak
 from .result import Baseline, Part, Result, Stage, Times, Whole, baseline, shared, stage

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meal_gpu.backend import Backend, resolve
 from meal_gpu.config import Config, QueryConfig
+from meal_gpu.count import Network
 from meal_gpu.embed import fit
 from meal_gpu.features import Features, images_per_batch
 from meal_gpu.frames import HeldFrames
@@ -19,10 +20,10 @@ from meal_gpu.grid import Grid
 from meal_gpu.kernels import patch_entropy
 from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.select import PoolView, represent
+from meal_gpu.work import Roofs, Work
 
-from .count import Network
 from .ground import maps_of, read_all
-from .machine import Roofs, Work, card, measure_roofs
+from .machine import card, measure_roofs
 from .measure import Calibration, Effort, interleaved
 from .memory import peak
 from .result import Growth, Result, Stage, stage

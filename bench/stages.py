@@ -17,10 +17,10 @@ from meal_gpu.kernels import patch_entropy
 from meal_gpu.oracle import SimulatedOracle
 from meal_gpu.randomness import derive
 from meal_gpu.select import represent
+from meal_gpu.work import Work
 
 from . import rivals
 from .ground import Ground, evaluate_part, labelled_patches, maps_of, read_all, scores_of
-from .machine import Work
 from .measure import enough_copies, rotating
 from .rivals import Rival
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from meal_gpu.grid import Size
+from meal_gpu.work import Roofs
 
 from .cityscapes import write
-from .machine import Roofs, card
+from .machine import card
 from .memory import Peak
 from .result import Result, Stage, Times
 

@@ -293,7 +293,7 @@ class _Float32(nn.Module):
     weight: nn.Parameter
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.weight.requires_grad:
+        if not self.weight.requires_grad or x.is_meta:  # where there is no autocast
             return cast(Tensor, super().forward(x))
         with torch.autocast(x.device.type, enabled=False):
             return cast(Tensor, super().forward(x.float())).to(x.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,13 +116,7 @@ def describe(config: Config, backend: Backend) -> dict[str, str]:
 
     Raises `InputError` for a data set that is not there and a network that cannot be built.
     """
-    data = config.data
-    if data.dataset == "demo":  # listing it would draw its scenes
-        n_classes, n_images, n_val, masks = len(scenes.CLASSES), data.n_images, data.n_val_images, True
-    else:
-        dataset = open_dataset(data)
-        n_classes, n_images, n_val = len(dataset.class_names), len(dataset.train), len(dataset.val)
-        masks = dataset.train[0].mask is not None
+    n_classes, n_images, n_val, masks, _ = extent(config)
     # Shapes are all that matters, so that nothing is downloaded.
     model = DeepLabV3Plus(n_classes, config.model.model_copy(update={"weights": "none"}))
     sizes = measure(config, backend, model, n_images, n_val, masks)
@@ -145,6 +140,20 @@ def describe(config: Config, backend: Backend) -> dict[str, str]:
         "at its peak": f"{gigabytes(peak_scoring(config, backend, model))} more in scoring, "
                        f"{gigabytes(peak_training(config, backend, model))} in a training step; libraries take more",
     }
+
+
+def extent(config: Config) -> tuple[int, int, int, bool, int]:
+    """Classes, images of the pool, images to validate on, whether there are masks, and pixels of the first file.
+
+    Raises `InputError` for a data set that is not there.
+    """
+    data = config.data
+    if data.dataset == "demo":  # listing it would draw its scenes
+        return len(scenes.CLASSES), data.n_images, data.n_val_images, True, 0
+    dataset = open_dataset(data)
+    with Image.open(dataset.train[0].image) as file:  # reads the header
+        pixels = file.width * file.height
+    return len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None, pixels
 
 
 def frame_grid(config: Config) -> Grid:

@@ -13,12 +13,12 @@ from test_bench_measure import CPU
 
 from meal_gpu import InputError, cli
 from meal_gpu.bench.compare import compare, judge, tolerance_of
-from meal_gpu.bench.machine import Roofs, Work
 from meal_gpu.bench.measure import Calibration, Effort, Timing, interleaved
 from meal_gpu.bench.memory import Peak
 from meal_gpu.bench.page import page
 from meal_gpu.bench.result import Baseline, Estimate, Growth, Result, Stage, Times, Whole, shared, stage
 from meal_gpu.bench.table import advice, show
+from meal_gpu.work import Roofs, Work
 
 ROOFS = Roofs(2, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispatches=1e5, updates=1e7)
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2.14.1", "commit": "abc", "meal_gpu": "0.1.0"}

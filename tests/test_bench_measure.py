@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from meal_gpu.bench import measure, memory
-from meal_gpu.bench.machine import Roofs, Work, card, measure_roofs
+from meal_gpu.bench.machine import card, measure_roofs
 from meal_gpu.bench.measure import Calibration, Effort, Timer, Timing, enough_copies, interleaved, rotating
+from meal_gpu.work import Roofs, Work
 
 CPU = torch.device("cpu")
 

@@ -10,13 +10,13 @@ from tiny import tiny_config
 from meal_gpu import InputError
 from meal_gpu.bench import readme, scale
 from meal_gpu.bench.cityscapes import write
-from meal_gpu.bench.machine import Roofs, Work
 from meal_gpu.bench.measure import Effort, Timing
 from meal_gpu.bench.memory import Peak
 from meal_gpu.bench.result import Result, shared, stage
 from meal_gpu.config import Config
 from meal_gpu.datasets import VOID, open_dataset
 from meal_gpu.imagefile import read_mask
+from meal_gpu.work import Roofs, Work
 
 ROOFS = Roofs(1, "float32", bytes=1e10, exps=1e9, flops=1e11)
 

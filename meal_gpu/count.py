@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from meal_gpu.config import Config
-from meal_gpu.features import images_per_batch
-from meal_gpu.grid import Grid
-from meal_gpu.kernels import cost
-from meal_gpu.model import RATES, DeepLabV3Plus
-from meal_gpu.sizing import frame_grid
-from meal_gpu.windows import Windows, along
-
-from .machine import Work
+from .config import Config
+from .features import images_per_batch
+from .grid import Grid
+from .kernels import cost
+from .model import RATES, DeepLabV3Plus
+from .sizing import frame_grid
+from .windows import Windows, along
+from .work import Work
 
 META = torch.device("meta")
 

@@ -1,0 +1,69 @@
+"""The estimate of `info`: arithmetic over a data sheet, labelled, and of every stage that a round has."""
+
+import pytest
+from tiny import tiny_backend, tiny_config
+from typer.testing import CliRunner
+
+from meal_gpu import cli, estimate
+from meal_gpu.config import Config
+from meal_gpu.estimate import DATA_SHEETS, counts, describe
+from meal_gpu.work import Roofs, Work
+
+CITYSCAPES = (19, 2975, 500, True, 2048 * 1024)
+
+
+def stages(monkeypatch, *overrides: str) -> dict[str, str]:
+    """Of full-scale Cityscapes, without its files."""
+    monkeypatch.setattr(estimate, "extent", lambda config: CITYSCAPES)
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 8)
+    shown = describe(Config.load("cityscapes", [*overrides]), tiny_backend())
+    return {key.strip(): text for key, text in shown.items()}
+
+
+def test_full_scale_cityscapes(monkeypatch):
+    """The kernel by hand: 18 exponentials a pixel, as the largest class needs none."""
+    shown = stages(monkeypatch)
+    assert list(shown) == ["a round", "decode", "features", "forward", "kernel", "embed", "train", "evaluate"]
+    assert "ESTIMATE, not measured" in shown["a round"]
+    assert "3.35 TB/s, 989 TFLOP/s" in shown["a round"]
+    assert "`meal-gpu bench` measures this machine's CPU" in shown["a round"]
+    seconds = 2975 * 512 * 1024 * 18 / DATA_SHEETS["h100"].exps
+    assert shown["kernel"] == f"{1e3 * seconds:.2g} ms for 47,600 patches"
+    assert shown["decode"].startswith(f"{3475 * 2048 * 1024 / 45e6 / 8:.3g} s once, were all files PNG of 2.10 Mpixel")
+    assert "once per seed" in shown["embed"]
+    assert "25 epochs on 256 patches" in shown["train"]
+    assert "25 times 500 images" in shown["evaluate"]
+
+
+def test_what_a_run_does_otherwise(monkeypatch):
+    tuned = stages(monkeypatch, "model.freeze_backbone=false", "query.strategy=meal_ft", "train.eval_every=2")
+    assert tuned["features"] == "within forward and train"
+    assert "in every round" in tuned["embed"]
+    assert "13 times" in tuned["evaluate"]
+    assert stages(monkeypatch, "query.strategy=entropy")["embed"] == "nothing"
+    monkeypatch.setattr(estimate, "machine", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
+    assert "on an A100: an ESTIMATE" in stages(monkeypatch)["a round"]
+
+
+def test_work_grows_with_the_pool():
+    config = Config.load("cityscapes")
+    small, large = (counts(config, n, 100, 19) for n in (800, 1600))
+    for stage in ("features of the pool", "forward over the pool", "patch_entropy of the pool"):
+        assert large[stage].flops == pytest.approx(2 * small[stage].flops, rel=0.01)
+        assert large[stage].exps == 2 * small[stage].exps
+
+
+def test_the_slowest_rate_bounds():
+    sheet = Roofs(0, "bfloat16", bytes=10.0, flops=100.0)
+    assert sheet.least(Work(bytes=20, flops=100)) == (2.0, "memory")
+    assert sheet.least(Work(bytes=20, flops=500, exps=10**9)) == (5.0, "FLOP")
+    assert sheet.least(Work()) == (0.0, "")
+
+
+def test_info_shows_it(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(tiny_config(tmp_path).dump())
+    shown = CliRunner().invoke(cli.app, ["info", str(tmp_path / "tiny.yaml")])
+    assert shown.exit_code == 0
+    text = " ".join(shown.output.split())
+    assert "an ESTIMATE, not measured" in text
+    assert "decode nothing: its scenes are drawn" in text
