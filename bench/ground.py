@@ -20,14 +20,15 @@ from meal_gpu.embed import Embedding, fit
 from meal_gpu.engine import initial_patches
 from meal_gpu.errors import InputError
 from meal_gpu.evaluate import Score, evaluate
-from meal_gpu.experiment import Experiment, frames_of, prepare
-from meal_gpu.features import Features, batch_size
+from meal_gpu.experiment import Experiment, prepare
+from meal_gpu.features import Features, batch_size, frames_of
 from meal_gpu.frames import Frames, HeldFrames
 from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.oracle import SimulatedOracle
 from meal_gpu.predict import predict
 from meal_gpu.randomness import derive, generator
 from meal_gpu.select import PoolView
+from meal_gpu.shards import check_local
 from meal_gpu.train import train
 
 from .plain import PlainNetwork, Research
@@ -62,6 +63,7 @@ class Ground:
     @classmethod
     def of(cls, config: Config, folder: Path, images: int = 0) -> "Ground":
         """Ingest, compute features, fit the embedding, train a little: all that the stages need to be warm."""
+        check_local(config, "bench measures the stages of one process (for workers: bench scale --workers)")
         experiment = prepare(config, dataset=limited(config, images))
         train_store, val = experiment.stores.train, experiment.stores.val
         if train_store.masks is None:

@@ -10,10 +10,14 @@ from .errors import InputError
 from .experiment import Experiment
 from .model import DeepLabV3Plus
 from .pool import Pool
-from .predict import Predictions, bad_patch, predict
+from .predict import Predictions
 from .randomness import derive, generator
 from .select import PoolView
+from .shards import Sharded
 from .timing import StageClock
+
+Seen = Predictions | Sharded
+"""What a pass over the pool found, in this process or on the workers."""
 
 
 @dataclass
@@ -34,7 +38,7 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     Raises `InputError` where the network's output is not finite, naming the round and the image.
     """
     with clock.stage("score"):
-        seen = _score(experiment, model)
+        seen = experiment.look(model, _needs(experiment), pool.free)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = experiment.strategy.choose(view, experiment.config.query.n_query)
@@ -43,51 +47,43 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     return Query(ids, scores, embedded)
 
 
-def _score(experiment: Experiment, model: DeepLabV3Plus) -> Predictions:
+def _needs(experiment: Experiment) -> set[str]:
+    """Of a pass over the pool."""
     needs = set(experiment.strategy.needs)
-    if "embedding" in needs:
-        needs |= {"features"}
-    if experiment.config.model.freeze_backbone:
-        needs -= {"features"}  # constants: experiment.pretrained_vectors
-    return predict(model, experiment.features(model), needs, experiment.config.query.score, experiment.backend,
-                   experiment.progress)
+    return needs | {"features"} if "embedding" in needs else needs
 
 
-def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: int,
+def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
           clock: StageClock) -> tuple[PoolView, dict[str, Tensor]]:
     """What the strategy may look at, and a place where its embeddings are remembered."""
     config, needs = experiment.config, experiment.strategy.needs
     ids, draw = torch.arange(pool.n_patches, device=pool.device), generator(seed, k, "select")
     embedded: dict[str, Tensor] = {}
-    vectors = seen.features
-    if vectors is None and needs & {"features", "embedding"}:
-        vectors = experiment.pretrained_vectors
 
     def remember(candidates: Tensor, points: Tensor) -> Tensor:
         embedded[f"round_{k}_candidates"], embedded[f"round_{k}_points"] = candidates, points
         return points
 
     def place(candidates: Tensor) -> Tensor:
-        assert vectors is not None
         with clock.stage("embed"):
             phi = experiment.embedding(seed)
             embedded["points"] = phi.points
             if config.model.freeze_backbone:  # the pool is closed and its vectors are constants: look them up
                 return remember(candidates, phi.points[candidates])
             _check_finite(seen, experiment, k)
-            return remember(candidates, phi.place(vectors[candidates]))
+            return remember(candidates, phi.place(seen.rows("features", candidates)))
 
     def fit_alone(candidates: Tensor) -> Tensor:
-        assert vectors is not None
         _check_finite(seen, experiment, k)
         with clock.stage("embed"):
-            alone = fit(vectors[candidates], config.umap, derive(seed, k, "umap") % 2**32, experiment.backend.umap)
+            vectors = seen.rows("features", candidates)
+            alone = fit(vectors, config.umap, derive(seed, k, "umap") % 2**32, experiment.backend.umap)
             return remember(candidates, alone.points)
 
     view = PoolView(
         image=ids // experiment.grid.cells, cell=ids % experiment.grid.cells,
         free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids), labelled=~pool.free, query=config.query,
-        score=seen.score, features=vectors, probabilities=seen.probabilities,
+        score=seen.score, features=seen.features, probabilities=seen.probabilities, best=seen.best,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,
         fit=fit_alone if "features" in needs else None,
@@ -96,12 +92,12 @@ def _view(experiment: Experiment, pool: Pool, seen: Predictions, seed: int, k: i
     return view, embedded
 
 
-def _check_finite(seen: Predictions, experiment: Experiment, k: int) -> None:
+def _check_finite(seen: Seen, experiment: Experiment, k: int) -> None:
     """Before anything is embedded: the libraries take no NaN. They wait for the device anyway."""
-    _raise_bad(int(bad_patch(seen, experiment.backend.device)), experiment, k)
+    _raise_bad(int(seen.bad(experiment.backend.device)), experiment, k)
 
 
-def _read(ids: Tensor, free: Tensor, seen: Predictions, experiment: Experiment, k: int) -> tuple[Tensor, Tensor | None]:
+def _read(ids: Tensor, free: Tensor, seen: Seen, experiment: Experiment, k: int) -> tuple[Tensor, Tensor | None]:
     """The one transfer of a query: ids and scores ``[n]`` on the host, checked there. Nothing before waits.
 
     Unless the strategy embeds, that is: UMAP waits in its library.
@@ -111,10 +107,10 @@ def _read(ids: Tensor, free: Tensor, seen: Predictions, experiment: Experiment, 
         raise ValueError(f"strategy '{name}' must return {wanted} patch ids, and returned {list(ids.shape)}")
     inside = (ids >= 0) & (ids < len(free))
     ids = torch.where(inside, ids, -1)  # so that nothing is looked up outside
-    scores = torch.zeros(wanted, device=ids.device) if seen.score is None else seen.score[ids]
+    scores = torch.zeros(wanted, device=ids.device) if seen.score is None else seen.rows("score", ids)
     may = (inside & free[ids]).double()
     # float64 holds ids and float32 scores exactly.
-    bad = bad_patch(seen, ids.device).double().view(1)
+    bad = seen.bad(ids.device).double().view(1)
     *read, found = torch.cat([ids.double(), scores.double(), may, bad]).tolist()
     _raise_bad(int(found), experiment, k)
     asked = list(map(int, read[:wanted]))

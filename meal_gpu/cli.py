@@ -34,6 +34,10 @@ CONFIG_HELP = f"A YAML file, or one that ships with meal-gpu: {', '.join(shipped
 SWEEP_HELP = f"A YAML file with axes, or one that ships with meal-gpu: {', '.join(shipped(sweeps=True))}."
 SetOption = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key of the config, for example train.epochs=10. Repeatable.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes on this machine.")]
+SchedulerOption = Annotated[str | None, typer.Option(
+    metavar="ADDRESS", help="A Dask scheduler that runs already, for example tcp://node1:8786.")]
+CudaOption = Annotated[bool, typer.Option("--cuda", help="One worker per GPU of this machine.")]
 OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
 
@@ -46,10 +50,12 @@ def demo(out: OutOption = None, set_: SetOption = None) -> None:
 @app.command()
 def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
         out: OutOption = None, set_: SetOption = None,
-        resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None) -> None:
-    """Run an active-learning experiment, or go on with one."""
+        resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None,
+        workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False) -> None:
+    """Run an active-learning experiment, or go on with one; with workers, they hold and score the pool."""
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
+    set_ = [*(set_ or []), *_sharded(workers, scheduler, cuda)]
     if config is not None:
         _start(config, out, set_)
         return
@@ -68,10 +74,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
           set_: SetOption = None,
           only: Annotated[list[str] | None, typer.Option(
               metavar="PATTERN", help="Only the runs of fitting names, for example '*-seed-0'. Repeatable.")] = None,
-          workers: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes on this machine.")] = None,
-          scheduler: Annotated[str | None, typer.Option(
-              metavar="ADDRESS", help="A Dask scheduler that runs already, for example tcp://node1:8786.")] = None,
-          cuda: Annotated[bool, typer.Option("--cuda", help="One worker per GPU of this machine.")] = False,
+          workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
           resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the sweep in DIR.")] = None,
           ) -> None:
     """Run every combination of a sweep's values, on Dask. Called again, it does what is missing."""
@@ -167,6 +170,14 @@ def selfcheck(json_: Annotated[Path | None, typer.Option("--json", metavar="FILE
         write_atomic(json_, as_json(results))
     if any(result.state == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def _sharded(workers: int | None, scheduler: str | None, cuda: bool) -> list[str]:
+    """Overrides that give the pool to workers."""
+    given = [where for where in (workers, scheduler, "cuda" if cuda else None) if where is not None]
+    if len(given) > 1:
+        raise InputError("--workers, --scheduler and --cuda say who holds the pool: give one of them.")
+    return ["query.scoring=sharded", f"query.workers={given[0]}"] if given else []
 
 
 def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:

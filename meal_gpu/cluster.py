@@ -1,4 +1,4 @@
-"""Dask: where the workers of many runs come from, and a run as one of their tasks. The one file that imports Dask.
+"""Dask: where workers come from, a run as one of their tasks, and workers that hold parts. The one file with Dask.
 
 Dask restarts a worker that died (its nanny does) or that was silent for ``distributed.scheduler.worker-ttl``, and gives
 its tasks to others. What is added here is only what it cannot know: that a run is to have its process to itself, that
@@ -8,17 +8,19 @@ into one run is up to the lock of the run's directory (`launch.run_or_resume`), 
 
 import logging
 import os
+import queue
 import time
 import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import InputError, first_line
+from .timing import Progress
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,6 +38,7 @@ LIVES = 4
 CONNECT_S = 10.0
 TICK_S = 0.5
 """Between two reports of progress by one run."""
+KEPT = "All finished rounds are kept: go on with meal-gpu run --resume."
 
 Event = dict[str, Any]
 """What a run tells: ``point``, ``worker``, and ``round`` with a finished one's numbers, or ``stage, done, total``."""
@@ -165,9 +168,7 @@ def run_job(topic: str, job: Job) -> str | None:
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal last
-        task = worker.state.tasks.get(key)
-        if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
-            raise Unwanted(name)  # cancelled, or the scheduler is lost: Dask does not interrupt a thread
+        _check_wanted(worker, key)
         if stage != last[0] or time.monotonic() - last[1] > TICK_S:
             last = stage, time.monotonic()
             tell(stage=stage, done=done, total=total)
@@ -190,6 +191,12 @@ def run_job(topic: str, job: Job) -> str | None:
         file.write_text(traceback.format_exc())
         return f"{type(error).__name__}: {error} (see {file})"
     return None
+
+
+def _check_wanted(worker: Any, key: Any) -> None:
+    task = worker.state.tasks.get(key)
+    if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
+        raise Unwanted(key)  # cancelled, or the scheduler is lost: Dask does not interrupt a thread
 
 
 def dask_setup(worker: Any) -> None:
@@ -248,3 +255,176 @@ def _spawning(threads: int) -> Iterator[None]:
                 os.environ[name] = before[name]
             else:
                 os.environ.pop(name, None)
+
+
+# --- workers that keep what they are asked about ----------------------------------------------------------------------
+
+
+class Broadcast:
+    """Bytes that every worker has; sent again where the last copy was lost with its worker."""
+
+    def __init__(self, client: "Client", data: bytes) -> None:
+        self.client, self.data, self.held = client, data, None
+
+    def future(self) -> Any:
+        held: Any = self.held
+        if held is None or held.status != "finished":
+            [held] = self.client.scatter([self.data], broadcast=True, hash=False)
+            self.held = held
+        return held
+
+
+class Workers:
+    """Workers that hold parts of something, and are asked about these; see `ask`.
+
+    ``share_memory``: they live on this machine and share what it has.
+    """
+
+    def __init__(self, place: AbstractContextManager["Client"], share_memory: bool = False) -> None:
+        self.share_memory, self._exit = share_memory, ExitStack()
+        self.client = self._exit.enter_context(place)
+        self._topic, self._heard = f"meal-gpu-{uuid.uuid4().hex}", dict[Any, tuple[str, int]]()
+        self._homes: dict[Any, str] = {}
+        try:
+            self.client.subscribe_topic(self._topic, self._listen)
+            self._await_workers(CONNECT_S)
+        except BaseException:
+            self.close()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._addresses())
+
+    def close(self) -> None:
+        self._exit.close()
+
+    def broadcast(self, data: bytes) -> Broadcast:
+        return Broadcast(self.client, data)
+
+    def everywhere(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function in every worker that can be reached; errors are nobody's concern."""
+        with suppress(Exception):
+            self.client.run(function, *args, on_error="ignore")
+
+    def ask(self, function: Callable[..., Any], asked: Sequence[tuple[Any, tuple[Any, ...]]], shared: Broadcast,
+            progress: Progress, stage: str, total: int) -> list[Any]:
+        """Call ``function(home, mine, part, *args, shared, progress)`` for every (part, args), where the part lives.
+
+        A part lives with one worker as long as that is there. When the worker is lost, the question goes to another,
+        which finds out by itself that it does not hold the part. ``home`` tells it whether the part is to stay with it,
+        ``mine`` are all parts that are to.
+
+        Returns the answers in the order asked. Raises `InputError` when the scheduler is lost, no worker is left, or a
+        part's workers die `LIVES` times; and what the function raises.
+        """
+        distributed = _dask("distributed", "dask")
+        self._await_workers(WAIT_S)
+        self._settle([part for part, _ in asked])
+        self._heard.clear()
+        answers: list[Any] = [None] * len(asked)
+        lives = [LIVES] * len(asked)
+        pending: dict[Any, int] = {}
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def submit(i: int) -> None:
+            part, args = asked[i]
+            home = self._homes[part]
+            mine = frozenset(other for other, at in self._homes.items() if at == home)
+            future = self.client.submit(
+                _answer, self._topic, function, home, mine, part, args, shared.future(), workers=[home],
+                allow_other_workers=True, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False)
+            pending[future] = i
+            future.add_done_callback(ended.put)
+
+        try:
+            for i in range(len(asked)):
+                submit(i)
+            seen = time.monotonic()
+            while pending:
+                try:
+                    future = ended.get(timeout=TICK_S)
+                except queue.Empty:
+                    told = [done for at, done in self._heard.values() if at == stage]
+                    if told:
+                        progress(stage, min(sum(told), total), total)
+                    if time.monotonic() - seen > CONNECT_S:
+                        seen = time.monotonic()
+                        self._await_workers(WAIT_S)
+                    continue
+                i = pending.pop(future)
+                error = future.exception() if future.status == "error" else None
+                if future.status == "finished":
+                    answers[i] = future.result()
+                elif error is not None and not isinstance(error, (distributed.KilledWorker, Unwanted)):
+                    raise error
+                else:  # its worker is gone, and perhaps the last copy of what was shared with it
+                    self._check_connected()
+                    lives[i] -= 1
+                    if not lives[i]:
+                        raise InputError(f"The workers that were given part {asked[i][0]} of the pool died {LIVES} "
+                                         "times; the system may have killed them for their memory: lower "
+                                         f"data.budget_gb, or use fewer workers on a machine. {KEPT}")
+                    self._await_workers(WAIT_S)
+                    self._settle([part for part, _ in asked])
+                    submit(i)
+        except (OSError, TimeoutError) as error:  # while something was sent
+            self._check_connected()
+            raise InputError(f"Dask's workers cannot be reached: {first_line(error)}. {KEPT}") from error
+        finally:
+            if self.client.status == "running":
+                self.client.cancel(list(pending), force=True)
+        progress(stage, total, total)
+        return answers
+
+    def _listen(self, event: tuple[float, Event]) -> None:
+        told = event[1]
+        self._heard[told["part"]] = told["stage"], told["done"]
+
+    def _addresses(self) -> list[str]:
+        self._check_connected()
+        return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def _await_workers(self, seconds: float) -> None:
+        """Raise `InputError` where there is no worker, and none comes for so long."""
+        give_up = time.monotonic() + seconds
+        while not self._addresses():
+            if time.monotonic() > give_up:
+                raise InputError(f"The scheduler {self.client.scheduler.address} has no workers. Start some with: dask "
+                                 f"worker ADDRESS --nthreads 1 --nworkers N. {KEPT}")
+            time.sleep(TICK_S)
+
+    def _check_connected(self) -> None:
+        if self.client.status != "running":
+            raise InputError(f"The connection to the scheduler {self.client.scheduler.address} is lost. {KEPT}")
+
+    def _settle(self, parts: Sequence[Any]) -> None:
+        """Give every part a home: the one that it has, while that is there, else the emptiest."""
+        addresses = self._addresses()
+        for part in parts:
+            self._homes.setdefault(part, "")
+        load = dict.fromkeys(addresses, 0)
+        for home in self._homes.values():
+            if home in load:
+                load[home] += 1
+        for part, home in self._homes.items():
+            if home not in load and load:
+                emptiest = min(addresses, key=lambda address: load[address])
+                self._homes[part], load[emptiest] = emptiest, load[emptiest] + 1
+
+
+def _answer(topic: str, function: Callable[..., Any], home: str, mine: frozenset[Any], part: Any,
+            args: tuple[Any, ...], shared: bytes) -> Any:
+    """The task of `Workers.ask`, in a worker."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    key, last = worker.get_current_task(), 0.0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        _check_wanted(worker, key)
+        if time.monotonic() - last > TICK_S:
+            last = time.monotonic()
+            worker.log_event(topic, {"part": part, "stage": stage, "done": done})
+
+    return function(worker.address == home, mine, part, *args, shared, progress)

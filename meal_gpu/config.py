@@ -150,6 +150,11 @@ class QueryConfig(Section):
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
     """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
+    scoring: Literal["local", "sharded"] = "local"
+    """Who holds and scores the pool: this process, or Dask's workers, each a range of the images."""
+    workers: int | str | None = None
+    """``sharded``: how many processes on this machine, ``cuda`` for one per GPU of it, or a Dask scheduler's address;
+    default: one process per four cores."""
     oracle: Literal["simulated", "people"] = "simulated"
     """``people``: write the query, stop, and go on with ``--resume`` when the masks have come."""
 
@@ -160,7 +165,19 @@ class QueryConfig(Section):
                 f"query.n_informative is {self.n_informative} and query.n_query is {self.n_query}: the candidates must "
                 f"be at least as many as the query. Use query.n_informative >= {self.n_query}."
             )
+        if self.workers is not None and self.scoring == "local":
+            raise ValueError(f"query.workers is {self.workers!r} and query.scoring is 'local', which uses none. Use "
+                             "query.scoring: sharded, or leave out query.workers.")
         return self
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _place(cls, value: object) -> object:
+        number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if value is None or number or value == "cuda" or (isinstance(value, str) and "://" in value):
+            return value
+        raise ValueError(f"query.workers is {value!r}. Give a number of processes (at least 1), cuda, or the address "
+                         "of a Dask scheduler such as tcp://node1:8786.")
 
 
 class UmapConfig(Section):
@@ -233,7 +250,7 @@ class Config(Section):
 
 
 MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
-                "model.cache_features")
+                "model.cache_features", "query.scoring", "query.workers")
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 

@@ -1,9 +1,9 @@
 """An experiment made ready: data, device, networks and constants that all of its seeds and rounds share."""
 
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,15 +12,16 @@ from .config import Config
 from .datasets import Dataset, cache_dir, open_dataset
 from .embed import Embedding, fit, fit_cached
 from .errors import InputError
-from .features import Features
-from .frames import Frames, HeldFrames, StreamedFrames, resident
+from .features import Features, batch_size, frames_of
+from .frames import Frames, HeldFrames
 from .grid import Grid
 from .ingest import Stores, ingest
 from .model import DeepLabV3Plus
 from .pool import Pool
-from .predict import predict
+from .predict import Predictions, predict
 from .randomness import derive
 from .select import Strategy, find_strategy
+from .shards import Sharded, Shards, start
 from .sizing import Placement, measure, place
 from .timing import Progress, no_progress
 
@@ -44,7 +45,14 @@ class Experiment:
     val_frames: Frames | None
     val_masks: HeldFrames | None
     progress: Progress
+    shards: Shards | None = None
+    """The pool on workers, where ``query.scoring`` is ``sharded``."""
+    _exit: ExitStack = field(default_factory=ExitStack)
     _embeddings: dict[int, Embedding] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Send the workers home, where there are any."""
+        self._exit.close()
 
     @property
     def grid(self) -> Grid:
@@ -82,6 +90,20 @@ class Experiment:
             return None
         return self.frozen_val_features or Features.of(self.val_frames, model, self.backend, cached=False)
 
+    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor) -> Predictions | Sharded:
+        """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
+
+        ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
+        constants, taken from `pretrained_vectors`.
+        """
+        query = self.config.query
+        if self.shards is not None and needs:
+            return self.shards.look(model, needs, free, query.n_informative, self.progress)
+        constant = self.config.model.freeze_backbone and "features" in needs
+        seen = predict(model, self.features(model), needs - {"features"} if constant else needs, query.score,
+                       self.backend, self.progress)
+        return replace(seen, features=self.pretrained_vectors, constant_features=True) if constant else seen
+
     def embedding(self, seed: int) -> Embedding:
         """Φ of Step 0, fitted on the pretrained vectors of the whole pool; once per seed."""
         if seed not in self._embeddings:
@@ -98,6 +120,10 @@ class Experiment:
     @cached_property
     def pretrained_vectors(self) -> Tensor:
         """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
+        if self.shards is not None:
+            free = torch.ones(0, dtype=torch.bool)
+            held = self.shards.look(self.pretrained, {"features"}, free, 0, self.progress)
+            return held.whole("features")
         features = self.features(self.pretrained)
         seen = predict(self.pretrained, features, {"features"}, self.config.query.score, self.backend,
                        lambda _, done, total: self.progress("features", done, total))
@@ -109,18 +135,30 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
     """Check everything that can be checked before long work, ingest what is not in the store, load the network.
 
     ``dataset`` stands in for the configured one, such as a part of it. Raises `InputError` for bad input of any kind.
+    `Experiment.close` when it is done with.
     """
+    with ExitStack() as stack:
+        experiment = _prepare(config, progress, dataset, stack)
+        experiment._exit = stack.pop_all()
+        return experiment
+
+
+def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config)
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
     check_feasible(config, dataset)
+    workers = None
+    if config.query.scoring == "sharded":
+        workers = start(config)
+        stack.callback(workers.close)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)
-    placement = place(config, sizes, backend.budget_bytes)
+    placement = place(config, sizes, backend.budget_bytes, workers is not None)
 
     def frozen(frames: Frames, cached: bool, stage: str) -> Features | None:
         if not config.model.freeze_backbone:
@@ -128,24 +166,21 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
         return Features.of(frames, pretrained, backend, cached, stage, progress)
 
     frames = frames_of(stores.train.images, config, backend, placement.images)
+    shards = None
+    if workers is not None:
+        shards = Shards.of(workers, config, backend, stores.train.path, frames, batch_size(frames))
+        stack.callback(shards.close)
+        shards.open(pretrained, progress)
     features = frozen(frames, placement.cache, "features")
+    if shards is not None and features is not None:
+        features = replace(features, memo={})
     val_frames = val_masks = val_features = None
     if val is not None and val.masks is not None:
         val_frames = frames_of(val.images, config, backend, placement.val_images)
         val_features = frozen(val_frames, placement.val_cache, "val features")
         val_masks = HeldFrames.of(val.masks, config.data.tiling(), config.data.context, backend.device)
     return Experiment(config, backend, stores, strategy, placement, frames, pretrained, features, val_features,
-                      val_frames, val_masks, progress)
-
-
-def frames_of(images: np.ndarray, config: Config, backend: Backend, where: str) -> Frames:
-    """Frames of a store's images, ``resident`` or ``streamed``: the one place that chooses how they come."""
-    grid, context, device = config.data.tiling(), config.data.context, backend.device
-    if where == "resident":
-        return HeldFrames.of(resident(images, device, backend.stream), grid, context, device)
-    if backend.stream == "dali":
-        return StreamedFrames(grid, context, device, images)
-    return HeldFrames.of(images, grid, context, device)
+                      val_frames, val_masks, progress, shards)
 
 
 def check_feasible(config: Config, dataset: Dataset) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .backend import Backend
-from .frames import Frames, sent
+from .config import Config
+from .frames import Frames, HeldFrames, StreamedFrames, resident, sent
 from .grid import Grid, Size
 from .model import RATES, DeepLabV3Plus, Upsampling, upsampling
 from .timing import Progress, no_progress
@@ -38,13 +39,18 @@ class Features:
     """Frames in every forward pass of a `scan`."""
     cache: tuple[Tensor, Tensor] | None = None
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
+    memo: dict[int, Maps] | None = None
+    """The same of single frames that were read, where workers hold the pool: those trained on, in every epoch."""
 
     @classmethod
     def of(cls, frames: Frames, model: DeepLabV3Plus, backend: Backend, cached: bool, stage: str = "features",
-           progress: Progress = no_progress) -> "Features":
-        """Prepare the features of frames under a network, computing all of them now if ``cached``."""
+           progress: Progress = no_progress, batch: int | None = None) -> "Features":
+        """Prepare the features of frames under a network, computing all of them now if ``cached``.
+
+        ``batch`` is the whole pool's `batch_size` where these frames are a part of it: see `scan`.
+        """
         shapes = model.map_shapes(frames.grid.height, frames.grid.width)
-        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch_size(frames))
+        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch or batch_size(frames))
         return fresh._kept(model, shapes, stage, progress) if cached else fresh
 
     @torch.no_grad()
@@ -96,12 +102,31 @@ class Features:
                 low, high = (cache[index].permute(0, 3, 1, 2) for cache in self.cache)
                 yield low, high
             return
+        if self.memo is not None:
+            for batch in batches:
+                self._memorise(model, self.memo, batch)
+                kept = [self.memo[frame] for frame in batch.tolist()]
+                low, high = (torch.stack(maps).permute(0, 3, 1, 2) for maps in zip(*kept, strict=True))
+                yield low, high
+            return
         distinct = [torch.unique(batch, return_inverse=True) for batch in batches]
         places = sent([place for _, place in distinct], device)
         for pixels, place in zip(self.frames.read([frames for frames, _ in distinct]), places, strict=True):
             with self.backend.autocast():
                 low, high = (part[place] for part in model.features(pixels))
             yield low, high
+
+    @torch.no_grad()
+    def _memorise(self, model: DeepLabV3Plus, memo: dict[int, Maps], batch: Tensor) -> None:
+        """In batches of the shape that `scan` has, so that it gives the same bits."""
+        new = torch.tensor([frame for frame in dict.fromkeys(batch.tolist()) if frame not in memo], dtype=torch.int64)
+        for part in new.split(self.batch) if len(new) else ():
+            [pixels] = self.frames.read([part])
+            with self.backend.autocast():
+                low, high = model.features(filled(pixels, self.batch))
+            for i, frame in enumerate(part.tolist()):
+                memo[frame] = (low[i].permute(1, 2, 0).to(self.backend.dtype, copy=True),
+                               high[i].permute(1, 2, 0).to(self.backend.dtype, copy=True))
 
     # Constants, brought to the device once.
 
@@ -145,6 +170,16 @@ def patch_means(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Means over patches, float32 ``[B * cells, C]``, of maps ``[B, C, h, w]``; matrices from `Features.means`."""
     with torch.autocast(maps.device.type, enabled=False):
         return along(rows, cols, maps.float().permute(0, 2, 3, 1)).flatten(0, 2)
+
+
+def frames_of(images: np.ndarray, config: Config, backend: Backend, where: str) -> Frames:
+    """Frames of a store's images, ``resident`` or ``streamed``: the one place that chooses how they come."""
+    grid, context, device = config.data.tiling(), config.data.context, backend.device
+    if where == "resident":
+        return HeldFrames.of(resident(images, device, backend.stream), grid, context, device)
+    if backend.stream == "dali":
+        return StreamedFrames(grid, context, device, images)
+    return HeldFrames.of(images, grid, context, device)
 
 
 def images_per_batch(grid: Grid) -> int:

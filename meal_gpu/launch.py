@@ -57,8 +57,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
                          "Or give another --out.")
     if directory.exists() and not all(entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
         raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
-    with _explained(directory):
-        experiment = prepare(config, progress)
+    with _explained(directory), _prepared(config, progress) as experiment:
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory):
             if (directory / "config.yaml").exists():
@@ -93,12 +92,12 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
             if begun and finished(directory, config):
                 write_report([load_run(directory)], directory / "report.html")
                 return directory
-            experiment = prepare(config, progress)
-            if begun:
-                _note_machine(directory, environment(experiment))
-            else:
-                _begin(experiment, directory)
-            return _run(experiment, directory, observe)
+            with _prepared(config, progress) as experiment:
+                if begun:
+                    _note_machine(directory, environment(experiment))
+                else:
+                    _begin(experiment, directory)
+                return _run(experiment, directory, observe)
 
 
 def finished(directory: Path, config: Config) -> bool:
@@ -123,11 +122,9 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
     """
     directory = Path(directory)
     config = load_resumed(directory, overrides)
-    with _explained(directory):
-        experiment = prepare(config, progress)
-        with _alone(directory):
-            _note_machine(directory, environment(experiment))
-            return _run(experiment, directory, observe)
+    with _explained(directory), _prepared(config, progress) as experiment, _alone(directory):
+        _note_machine(directory, environment(experiment))
+        return _run(experiment, directory, observe)
 
 
 def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
@@ -152,6 +149,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "precision": str(experiment.backend.dtype).removeprefix("torch."),
         "placement": experiment.placement.images,
         "placement_reason": experiment.placement.reason,
+        "scoring": f"sharded, {len(experiment.shards.ranges)} parts" if experiment.shards else "local",
         "features_cached": bool(experiment.frozen_features and experiment.frozen_features.cache),
         "backends": {"umap": experiment.backend.umap, "kmeans": experiment.backend.kmeans,
                      "loader": experiment.backend.loader, "streaming": experiment.backend.stream},
@@ -173,6 +171,15 @@ def _begin(experiment: Experiment, directory: Path) -> None:
     """Make a directory a run's. ``config.yaml`` is what makes it one, so it comes last."""
     write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
     write_atomic(directory / "config.yaml", experiment.config.dump().encode())
+
+
+@contextmanager
+def _prepared(config: Config, progress: Progress) -> Iterator[Experiment]:
+    experiment = prepare(config, progress)
+    try:
+        yield experiment
+    finally:
+        experiment.close()
 
 
 def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:

@@ -26,6 +26,25 @@ class Predictions:
     """float32 ``[n_patches, C]``: F of equation 2."""
     probabilities: Tensor | None = None
     """float32 ``[n_patches, classes]``: mean class probabilities of the patch, taken at stride 4."""
+    constant_features: bool = False
+    """They are a frozen backbone's, known before the pass: no result of a training, and not looked at by `bad`."""
+
+    best = None
+    """The pool is here: whoever looks for its most uncertain patches sorts `score`."""
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """A field's rows for patches ``ids``."""
+        values: Tensor = getattr(self, name)
+        return values[ids]
+
+    def bad(self, device: torch.device) -> Tensor:
+        """The first patch of which anything is not finite (NaN or infinite logits), -1 for none: int64 ``[]``."""
+        known = [self.score, self.probabilities, None if self.constant_features else self.features]
+        found = [~values.unsqueeze(-1).flatten(1).isfinite().all(1) for values in known if values is not None]
+        if not found:
+            return torch.full((), -1, device=device)
+        bad = torch.stack(found).any(0)
+        return torch.where(bad.any(), bad.to(torch.uint8).argmax(), -1)
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,8 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     score
         ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
 
-    Nothing is checked for being finite here, since that would wait for the device: `bad_patch` does it once for the
-    whole pool, without waiting.
+    Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
+    for the whole pool, without waiting.
     """
     wanted = tuple(name for name in ("score", "features", "probabilities") if name in needs)
     if not wanted:
@@ -73,7 +92,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         for name, values in zip(wanted, found, strict=True):
             keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
-    return Predictions(**held)
+    return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
 
 
 def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
@@ -110,12 +129,3 @@ def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: B
         entropy.append(-(log_p.exp() * log_p).sum(-1))
         prediction.append(pixels.argmax(-1).to(torch.uint8))
     return PatchMaps(torch.cat(entropy), torch.cat(prediction))
-
-
-def bad_patch(predictions: Predictions, device: torch.device) -> Tensor:
-    """The first patch of which anything is not finite (NaN or infinite logits), -1 for none: int64 ``[]``."""
-    known = [values.unsqueeze(-1).flatten(1) for values in vars(predictions).values() if values is not None]
-    if not known:
-        return torch.full((), -1, device=device)
-    bad = torch.stack([~values.isfinite().all(1) for values in known]).any(0)
-    return torch.where(bad.any(), bad.to(torch.uint8).argmax(), -1)

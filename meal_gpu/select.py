@@ -7,12 +7,33 @@ Ties are broken in favour of the lower patch id, that is by image (in the order 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import QueryConfig
 from .errors import InputError, did_you_mean
+from .ranking import top
+
+
+class Fetched:
+    """A tensor, None, or a function that fetches the tensor when somebody first asks: from the workers of a pool."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.slot = f"_{name}"
+
+    def __get__(self, view: Any, owner: type) -> Tensor | None:
+        if view is None:
+            return None  # the field's default
+        held = getattr(view, self.slot)
+        if callable(held):
+            held = held()
+            setattr(view, self.slot, held)
+        return held
+
+    def __set__(self, view: Any, value: Tensor | Callable[[], Tensor] | None) -> None:
+        setattr(view, self.slot, value)
 
 
 @dataclass
@@ -32,11 +53,11 @@ class PoolView:
     query: QueryConfig
     uniforms: Callable[[int], Tensor]
     """float64 ``[n]`` in [0, 1), the same on every device; a function of seed and round."""
-    score: Tensor | None = None
+    score: Fetched = Fetched()
     """float32 ``[n_patches]``, mean uncertainty per pixel; where the strategy needs ``score``."""
-    features: Tensor | None = None
+    features: Fetched = Fetched()
     """float32 ``[n_patches, C]``; where it needs ``features``."""
-    probabilities: Tensor | None = None
+    probabilities: Fetched = Fetched()
     """float32 ``[n_patches, classes]``; where it needs ``probabilities``."""
     place: Callable[[Tensor], Tensor] | None = None
     """ids → float32 ``[n, d]`` in the embedding fitted on the whole pool; where it needs ``embedding``."""
@@ -46,6 +67,8 @@ class PoolView:
     """In 0 ... 2^31 - 1, for libraries that draw for themselves; a function of seed and round too."""
     kmeans: str = "sklearn"
     """The library for ``query.selector: kmeans``; see `meal_gpu.backend.Backend`."""
+    best: Callable[[int], Tensor] | None = None
+    """n → `most_uncertain`, where workers hold the scores: they send their first n, not all of them."""
 
     @property
     def free_ids(self) -> Tensor:
@@ -54,20 +77,10 @@ class PoolView:
 
     def most_uncertain(self, n: int) -> Tensor:
         """The n free patches of highest score, int64 ``[n]``, highest first (paper, Step 1); all if there are fewer."""
+        if self.best is not None:
+            return self.best(n)
         assert self.score is not None, "declare the need of 'score' in STRATEGIES"
-        keys = torch.where(self.free, rank_keys(self.score), torch.iinfo(torch.int64).min)
-        return keys.topk(min(n, self.n_free)).indices
-
-
-def rank_keys(score: Tensor) -> Tensor:
-    """Scores float32 ``[n]`` → int64 ``[n]``, all different: greater where the score is greater, or equal and earlier.
-
-    So that selecting the largest is exact in its ties, where `torch.topk` promises nothing, and nothing is sorted.
-    """
-    bits = (score + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it equals
-    # Ordered as the numbers are: the bits of a float say sign and magnitude.
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.long() << 32) - torch.arange(len(score), device=score.device)
+        return top(self.score, self.free, self.n_free, n)
 
 
 def random(view: PoolView, n: int) -> Tensor:

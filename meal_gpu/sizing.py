@@ -76,8 +76,8 @@ def measure(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: in
                  pixels * (masks * n_images + n_val_images), maps * n_images, maps * n_val_images)
 
 
-def place(config: Config, sizes: Sizes, budget: int) -> Placement:
-    """Decide what the device holds, within ``budget`` bytes.
+def place(config: Config, sizes: Sizes, budget: int, sharded: bool = False) -> Placement:
+    """Decide what the device holds, within ``budget`` bytes; of the pool nothing where it is ``sharded``.
 
     A frozen backbone's features come first: with them no round reads an image again. Then the pool's images, which
     everything else reads. Then the same of the validation split. An explicit choice is followed, whatever the budget.
@@ -88,10 +88,12 @@ def place(config: Config, sizes: Sizes, budget: int) -> Placement:
     def cached(size: int) -> bool:
         return frozen and (wanted == "always" or (wanted == "auto" and size <= left))
 
-    cache = cached(sizes.features)
+    cache = not sharded and cached(sizes.features)
     left -= cache * sizes.features
     if config.data.placement != "auto":
         images, reason = config.data.placement, "asked for"
+    elif sharded:
+        images, reason = "streamed", "the workers hold the pool"
     elif cache:
         images, reason = "streamed", "read once: the features are kept on the device"
     elif sizes.pool <= left:

@@ -23,6 +23,7 @@ from .files import write_atomic
 from .launch import check_same_run, finished
 from .report import load_sweep, write_report
 from .select import find_strategy
+from .shards import check_local
 from .sweepfile import FILE, Point, dump_points, read_points
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def check(points: Sequence[Point], directory: Path, data_here: bool = True) -> N
             find_strategy(point.config.query.strategy)
             if point.config.query.oracle == "people":
                 raise InputError("query.oracle is 'people': a sweep cannot wait for labels. Use meal-gpu run for it.")
+            check_local(point.config, "a sweep gives each worker a run of its own")
             if (directory / point.name / "config.yaml").is_file():
                 check_same_run(directory / point.name, point.config)
             if data_here:

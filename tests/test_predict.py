@@ -9,7 +9,7 @@ from tiny import CPU, noise, stir_norms, tiny_backend, tiny_features, tiny_model
 
 from meal_gpu.grid import Grid
 from meal_gpu.pixels import normalise
-from meal_gpu.predict import Predictions, bad_patch, patch_maps, predict
+from meal_gpu.predict import Predictions, patch_maps, predict
 
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4))]  # a grid that divides; odd sizes with a remainder on both axes
 BACKEND = tiny_backend()
@@ -136,23 +136,23 @@ def test_the_map_and_the_score_agree(model):
 def test_a_value_that_is_not_finite_is_found_where_it_is(model, value):
     """Put into the cached features of one frame, which is a patch here."""
     features = tiny_features(model, noise(2, 64, 96), (2, 3), "patch", cached=True)
-    assert bad_patch(predict(model, features, {"score"}, "entropy", BACKEND), CPU) == -1
+    assert predict(model, features, {"score"}, "entropy", BACKEND).bad(CPU) == -1
     features.cache[1][7, 0, 0, 5] = value
     found = predict(model, features, {"score"}, "entropy", BACKEND)
-    assert bad_patch(found, CPU) == 7
+    assert found.bad(CPU) == 7
     features.cache[1][4] = float("nan")
-    assert bad_patch(predict(model, features, {"score"}, "entropy", BACKEND), CPU) == 4
+    assert predict(model, features, {"score"}, "entropy", BACKEND).bad(CPU) == 4
 
 
 def test_whatever_was_computed_is_judged():
     """A strategy may need features or probabilities alone."""
     good, bad = torch.ones(4, 3), torch.ones(4, 3)
     bad[2, 1] = float("nan")
-    assert bad_patch(Predictions(), CPU) == -1
-    assert bad_patch(Predictions(features=good, probabilities=good, score=good[:, 0]), CPU) == -1
-    assert bad_patch(Predictions(features=bad), CPU) == 2
-    assert bad_patch(Predictions(features=good, probabilities=bad), CPU) == 2
-    assert bad_patch(Predictions(score=torch.tensor([0, float("inf"), 0, 0]), features=bad), CPU) == 1
+    assert Predictions().bad(CPU) == -1
+    assert Predictions(features=good, probabilities=good, score=good[:, 0]).bad(CPU) == -1
+    assert Predictions(features=bad).bad(CPU) == 2
+    assert Predictions(features=good, probabilities=bad).bad(CPU) == 2
+    assert Predictions(score=torch.tensor([0, float("inf"), 0, 0]), features=bad).bad(CPU) == 1
 
 
 def test_cached_and_fresh_features_score_alike(model):

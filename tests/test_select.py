@@ -15,12 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from meal_gpu.config import QueryConfig
 from meal_gpu.errors import InputError
 from meal_gpu.randomness import generator
+from meal_gpu.ranking import rank_keys
 from meal_gpu.select import (
     STRATEGIES,
     PoolView,
     Strategy,
     find_strategy,
-    rank_keys,
     represent,
     seed_kmeans,
     snap_kmeans,
@@ -56,7 +56,7 @@ def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
         "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
-        "place", "fit", "seed", "kmeans"]
+        "place", "fit", "seed", "kmeans", "best"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))

@@ -1,0 +1,340 @@
+"""A pool that has outgrown one process: ranges of its images, each held by a worker of Dask.
+
+A worker opens its range of the store once and keeps what one process would keep of the whole pool: images or a frozen
+backbone's features. In a round it gets the weights, scores its range, and sends the ids and scores of its N_I most
+uncertain patches. Everything else of a pass stays with it, and is sent when somebody asks: feature vectors of the
+candidates, or a whole field for a strategy that reads one.
+
+What a patch scores does not depend on the frames that come with it (`Features.scan`), and ties go to the lower id
+everywhere (`ranking`): so any ranges on any number of workers give one process's queries, byte for byte, where
+workers use as many threads as it did.
+
+What a worker holds can be made again from its `Job`: whatever is lost with a worker is made again by another.
+"""
+
+import functools
+import itertools
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from . import cluster
+from .backend import Backend, resolve
+from .config import Config
+from .errors import InputError
+from .features import Features, frames_of
+from .frames import Frames
+from .model import DeepLabV3Plus
+from .predict import Predictions, predict
+from .ranking import merge, top
+from .sizing import measure, place
+from .store import map_images
+from .timing import Progress, no_progress
+
+Shard = tuple[int, int]
+"""Images ``first … last - 1`` of the pool."""
+KEPT = 2
+"""Passes whose results a worker keeps: a round's, and the one under the pretrained backbone that Φ is fitted on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to hold a part of a run's pool, as it is sent there."""
+
+    run: str
+    config: str
+    """YAML."""
+    store: str
+    batch: int
+    """Frames per forward pass, as in one process: see `Features.scan`."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a network over the pool."""
+
+    number: int
+    classes: int
+    needs: frozenset[str]
+
+
+# --- in a worker ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Held:
+    """A shard in the worker that holds it."""
+
+    job: Job
+    shard: Shard
+    config: Config
+    backend: Backend
+    frames: Frames | None = None
+    features: Features | None = None
+    """Of a frozen backbone."""
+    vectors: Tensor | None = None
+    """A frozen backbone's feature vectors: constants."""
+    networks: dict[int, DeepLabV3Plus] = field(default_factory=dict)
+    """By the number of classes."""
+    seen: dict[int, Predictions] = field(default_factory=dict)
+    """By the number of the pass; the `KEPT` last."""
+
+    @classmethod
+    def of(cls, job: Job, shard: Shard) -> "Held":
+        config = Config.load(yaml.safe_load(job.config))
+        return cls(job, shard, config, resolve(config))
+
+    def look(self, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
+        """The pass over this shard, once."""
+        if pass_.number not in self.seen:
+            model = self._network(pass_.classes, weights)
+            features = self._prepared(model, progress)
+            constant = self.config.model.freeze_backbone and "features" in pass_.needs
+            scan = functools.partial(predict, model, features, score=self.config.query.score, backend=self.backend,
+                                     progress=progress)
+            seen = scan(needs=pass_.needs - {"features"} if constant else pass_.needs)
+            if constant:
+                if self.vectors is None:
+                    self.vectors = scan(needs={"features"}).features
+                seen = replace(seen, features=self.vectors, constant_features=True)
+            self.seen = dict([*self.seen.items(), (pass_.number, seen)][-KEPT:])
+        return self.seen[pass_.number]
+
+    def _network(self, classes: int, weights: bytes) -> DeepLabV3Plus:
+        if classes not in self.networks:
+            plain = self.config.model.model_copy(update={"weights": "none"})
+            self.networks[classes] = DeepLabV3Plus(classes, plain).to(self.backend.device).eval()
+        self.networks[classes].load_state_dict(from_safetensors(weights))
+        return self.networks[classes]
+
+    def _prepared(self, model: DeepLabV3Plus, progress: Progress) -> Features:
+        if self.features is not None:
+            return self.features
+        config, backend, frozen = self.config, self.backend, self.config.model.freeze_backbone
+        if self.frames is None:
+            sizes = measure(config, backend, model, self.shard[1] - self.shard[0], 0)
+            where = place(config, sizes, backend.budget_bytes)
+            images = map_images(Path(self.job.store), *self.shard, config.data.image_size)
+            self.frames = frames_of(images, config, backend, where.images)
+            if frozen:
+                self.features = Features.of(self.frames, model, backend, where.cache, "features", progress,
+                                            self.job.batch)
+                return self.features
+        return Features.of(self.frames, model, backend, False, batch=self.job.batch)
+
+
+_held: dict[Shard, Held] = {}
+"""In a worker: of one run at a time."""
+
+
+def answer(home: bool, mine: frozenset[Shard], shard: Shard, job: Job, pass_: Pass,
+           question: Callable[[Predictions], Any], weights: bytes, progress: Progress) -> Any:
+    """The task: what a pass found in a shard. What the worker does not hold (any more, or yet) is made first.
+
+    ``home``: the worker is the one that shall hold the shard, and ``mine`` are all that it shall hold.
+    """
+    for other, held in list(_held.items()):
+        if held.job.run != job.run or (home and other not in mine):
+            del _held[other]
+    if shard not in _held:
+        _held[shard] = Held.of(job, shard)
+    return question(_held[shard].look(pass_, weights, progress))
+
+
+def forget(run: str) -> None:
+    """Drop what this worker holds of a run."""
+    for shard, held in list(_held.items()):
+        if held.job.run == run:
+            del _held[shard]
+
+
+def ready(seen: Predictions) -> None:
+    """Nothing is asked: the shard is to be there."""
+
+
+def ranked(labelled: np.ndarray, n: int, seen: Predictions) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids int64 and scores float32 of the shard's n most uncertain patches, and the first patch that is not finite.
+
+    Ids count within the shard; ``labelled`` are those that may not be asked for.
+    """
+    if seen.score is None:
+        device = next(values.device for values in (seen.features, seen.probabilities) if values is not None)
+        return np.empty(0, np.int64), np.empty(0, np.float32), int(seen.bad(device))
+    score = seen.score
+    free = torch.ones(len(score), dtype=torch.bool, device=score.device)
+    free[torch.from_numpy(labelled).to(score.device)] = False
+    ids = top(score, free, len(score) - len(labelled), n)
+    return ids.cpu().numpy(), score[ids].cpu().numpy(), int(seen.bad(score.device))
+
+
+def rows(name: str, ids: np.ndarray | None, seen: Predictions) -> np.ndarray:
+    """Rows of a field, of all patches of the shard without ``ids``."""
+    values: Tensor = getattr(seen, name)
+    return (values if ids is None else values[torch.from_numpy(ids).to(values.device)]).cpu().numpy()
+
+
+# --- where the run is -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Shards:
+    """The pool on the workers."""
+
+    workers: cluster.Workers
+    job: Job
+    ranges: Sequence[Shard]
+    """They cover the pool without overlap, in the order of ids."""
+    cells: int
+    device: torch.device
+    """Where results are delivered."""
+    frames: int
+    """Of the whole pool, for progress."""
+    passes: int = 0
+
+    @classmethod
+    def of(cls, workers: cluster.Workers, config: Config, backend: Backend, store: Path, frames: Frames, batch: int,
+           ranges: Sequence[Shard] | None = None) -> "Shards":
+        """Cut a pool into equal ranges, one per worker, or into those given."""
+        precision = str(backend.dtype).removeprefix("torch.")  # not what another processor would choose
+        settled = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
+        if workers.share_memory and config.data.budget_gb is None:
+            share = round(backend.budget_bytes / (len(workers) + 1) / 1e9, 3)
+            settled = settled.model_copy(update={"data": config.data.model_copy(update={"budget_gb": share})})
+        job = Job(uuid.uuid4().hex, settled.dump(), str(store.absolute()), batch)
+        return cls(workers, job, ranges or even(frames.n_images, len(workers)), frames.images_grid.cells,
+                   frames.device, frames.count)
+
+    def open(self, model: DeepLabV3Plus, progress: Progress = no_progress) -> None:
+        """Have all shards opened and a frozen backbone's features computed, before anything that takes long."""
+        self._ask(self._pass(model, set()), to_bytes(model), range(len(self.ranges)), lambda shard: ready, progress,
+                  "features")
+
+    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor, n: int,
+             progress: Progress = no_progress) -> "Sharded":
+        """`predict` on the workers; of the patches that are ``free``, bool ``[n_patches]``, the n first come along."""
+        return Sharded(self, self._pass(model, needs), self.workers.broadcast(to_bytes(model)), free, n, progress)
+
+    def close(self) -> None:
+        self.workers.everywhere(forget, self.job.run)
+
+    def _pass(self, model: DeepLabV3Plus, needs: set[str]) -> Pass:
+        self.passes += 1
+        return Pass(self.passes, model.decoder.classify.out_channels, frozenset(needs))
+
+    def _ask(self, pass_: Pass, weights: "bytes | cluster.Broadcast", which: Iterable[int],
+             question: Callable[[int], Callable[[Predictions], Any]], progress: Progress, stage: str) -> list[Any]:
+        """Put a question to some shards; answers in their order."""
+        if isinstance(weights, bytes):
+            weights = self.workers.broadcast(weights)
+        asked = [(self.ranges[i], (self.job, pass_, question(i))) for i in which]
+        return self.workers.ask(answer, asked, weights, progress, stage, self.frames)
+
+
+class Sharded:
+    """What the workers found in a pass: the operations of `Predictions`, with the fields left where they are."""
+
+    def __init__(self, shards: Shards, pass_: Pass, weights: "cluster.Broadcast", free: Tensor, n: int,
+                 progress: Progress) -> None:
+        self.shards, self.pass_, self.weights, self.n, self.progress = shards, pass_, weights, n, progress
+        self.firsts = np.array([first * shards.cells for first, _ in shards.ranges])
+        """The first id of each shard."""
+        labelled = (~free).nonzero().squeeze(1).cpu().numpy()
+        self.labelled = np.split(labelled, np.searchsorted(labelled, self.firsts[1:]))
+        self._rank(n)
+
+    def _rank(self, n: int) -> None:
+        answers = self._ask(range(len(self.firsts)), lambda i: functools.partial(
+            ranked, self.labelled[i] - self.firsts[i], n))
+        ids = torch.from_numpy(np.concatenate([first + found[0] for first, found in zip(self.firsts, answers,
+                                                                                       strict=True)]))
+        scores = torch.from_numpy(np.concatenate([found[1] for found in answers]))
+        order = merge(ids, scores, n)
+        self.n, self.ids, self.scores = n, ids[order], scores[order]
+        self._bad = min((int(first) + found[2] for first, found in zip(self.firsts, answers, strict=True)
+                         if found[2] >= 0), default=-1)
+
+    def best(self, n: int) -> Tensor:
+        """The n free patches of highest score, int64, highest first; all if there are fewer."""
+        assert "score" in self.pass_.needs, "declare the need of 'score' in STRATEGIES"
+        if n > self.n:
+            self._rank(n)
+        return self.ids[:n].to(self.shards.device)
+
+    def bad(self, device: torch.device) -> Tensor:
+        """See `Predictions.bad`."""
+        return torch.full((), self._bad, device=device)
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """A field's rows for patches ``ids``, from the shards that hold them."""
+        wanted = ids.cpu().numpy() % (self.shards.ranges[-1][1] * self.shards.cells)  # -1 is the last, as in a tensor
+        if name == "score":
+            known = dict(zip(self.ids.tolist(), self.scores.tolist(), strict=True))
+            if all(patch in known for patch in wanted.tolist()):
+                return torch.tensor([known[patch] for patch in wanted.tolist()], device=self.shards.device)
+        at = np.searchsorted(self.firsts, wanted, side="right") - 1
+        which = np.unique(at)
+        parts = self._ask(which.tolist(), lambda i: functools.partial(rows, name, wanted[at == i] - self.firsts[i]))
+        found = np.empty((len(wanted), *parts[0].shape[1:]), parts[0].dtype)
+        for i, part in zip(which, parts, strict=True):
+            found[at == i] = part
+        return torch.from_numpy(found).to(self.shards.device)
+
+    @property
+    def score(self) -> Callable[[], Tensor] | None:
+        return self._fetched("score")
+
+    @property
+    def features(self) -> Callable[[], Tensor] | None:
+        return self._fetched("features")
+
+    @property
+    def probabilities(self) -> Callable[[], Tensor] | None:
+        return self._fetched("probabilities")
+
+    def whole(self, name: str) -> Tensor:
+        """A field of the whole pool, in the order of ids."""
+        parts = self._ask(range(len(self.firsts)), lambda i: functools.partial(rows, name, None))
+        return torch.from_numpy(np.concatenate(parts)).to(self.shards.device)
+
+    def _fetched(self, name: str) -> Callable[[], Tensor] | None:
+        return functools.partial(self.whole, name) if name in self.pass_.needs else None
+
+    def _ask(self, which: Iterable[int], question: Callable[[int], Callable[[Predictions], Any]]) -> list[Any]:
+        return self.shards._ask(self.pass_, self.weights, which, question, self.progress, "score")
+
+
+def even(n_images: int, n: int) -> list[Shard]:
+    """Cut images into n ranges of equal length, one more or less; fewer where there are not so many images."""
+    cuts = [round(i * n_images / n) for i in range(n + 1)]
+    return [(first, last) for first, last in itertools.pairwise(cuts) if last > first]
+
+
+def to_bytes(model: DeepLabV3Plus) -> bytes:
+    return to_safetensors({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
+
+
+def start(config: Config) -> cluster.Workers:
+    """The workers that ``query.workers`` names. Raises `InputError` where there are none."""
+    where, threads = config.query.workers, torch.get_num_threads()
+    if where is None:
+        where = max(threads // 4, 1)
+    if isinstance(where, int):
+        return cluster.Workers(cluster.local(where, max(threads // where, 1)), share_memory=True)
+    if where == "cuda":
+        return cluster.Workers(cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)))
+    return cluster.Workers(cluster.connected(where))
+
+
+def check_local(config: Config, doing: str) -> None:
+    """Raise `InputError` where a config shards its pool and that cannot be."""
+    if config.query.scoring == "sharded":
+        raise InputError(f"query.scoring is 'sharded', and {doing}. Use query.scoring: local.")
