@@ -68,7 +68,9 @@ def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
         with clock.stage("embed"):
             phi = experiment.embedding(seed)
             embedded["points"] = phi.points
-            if config.model.freeze_backbone:  # the pool is closed and its vectors are constants: look them up
+            if phi.ids is not None:
+                embedded["point_ids"] = phi.ids
+            elif config.model.freeze_backbone:  # the pool is closed and its vectors are constants: look them up
                 return remember(candidates, phi.points[candidates])
             _check_finite(seen, experiment, k)
             return remember(candidates, phi.place(seen.rows("features", candidates)))

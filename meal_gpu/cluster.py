@@ -268,9 +268,16 @@ class Broadcast:
 
     def future(self) -> Any:
         held: Any = self.held
-        if held is None or held.status != "finished":
-            [held] = self.client.scatter([self.data], broadcast=True, hash=False)
-            self.held = held
+        for left in reversed(range(LIVES)):
+            if held is not None and held.status == "finished":
+                break
+            try:
+                [held] = self.client.scatter([self.data], broadcast=True, hash=False)
+                self.held = held
+            except (OSError, TimeoutError):  # a worker has died, and the scheduler may not know yet
+                if not left or self.client.status != "running":
+                    raise
+                time.sleep(TICK_S)
         return held
 
 
@@ -398,18 +405,21 @@ class Workers:
             raise InputError(f"The connection to the scheduler {self.client.scheduler.address} is lost. {KEPT}")
 
     def _settle(self, parts: Sequence[Any]) -> None:
-        """Give every part a home: the one that it has, while that is there, else the emptiest."""
+        """Give every part a home: the one that it has, while that is there and holds no more than others do."""
         addresses = self._addresses()
         for part in parts:
             self._homes.setdefault(part, "")
+        most = -(-len(self._homes) // max(len(addresses), 1))
         load = dict.fromkeys(addresses, 0)
-        for home in self._homes.values():
-            if home in load:
-                load[home] += 1
+        homeless = []
         for part, home in self._homes.items():
-            if home not in load and load:
-                emptiest = min(addresses, key=lambda address: load[address])
-                self._homes[part], load[emptiest] = emptiest, load[emptiest] + 1
+            if load.get(home, most) < most:
+                load[home] += 1
+            else:
+                homeless.append(part)
+        for part in homeless if addresses else ():
+            emptiest = min(addresses, key=lambda address: load[address])
+            self._homes[part], load[emptiest] = emptiest, load[emptiest] + 1
 
 
 def _answer(topic: str, function: Callable[..., Any], home: str, mine: frozenset[Any], part: Any,

@@ -189,6 +189,9 @@ class UmapConfig(Section):
     metric: Literal["euclidean", "manhattan", "chebyshev", "canberra", "braycurtis", "cosine",
                     "correlation"] = "euclidean"
     """Distance between feature vectors."""
+    fit_at_most: Annotated[Int, Field(ge=3)] = 100_000
+    """Patches that the Φ of the whole pool (``meal``) is fitted on: of a larger pool a sample, drawn by the seed, on
+    which candidates are then placed."""
 
 
 class Config(Section):

@@ -33,6 +33,8 @@ class Embedding:
     """Vectors float32 ``[m, C]`` that the fit did not see (a finetuned backbone moves them) → points ``[m, d]``."""
     reducer: Any = None
     """The library's fitted UMAP; None where the points came from the cache, or are too few for one."""
+    ids: Tensor | None = None
+    """int64 ``[n]``: the patches of the pool that it was fitted on, where these are a sample."""
 
 
 def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-learn") -> Embedding:
@@ -63,7 +65,8 @@ def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
     """
     host = features.cpu().numpy()
     digest = hashlib.blake2b(host.tobytes(), digest_size=12)
-    settings = {**config.model_dump(mode="json"), "backend": library}  # not what was asked for, but what is used
+    asked = config.model_dump(mode="json", exclude={"fit_at_most"})
+    settings = {**asked, "backend": library}  # not what was asked for, but what is used
     digest.update(json.dumps([host.shape, settings, seed]).encode())
     file = directory / f"{digest.hexdigest()}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: fitted again

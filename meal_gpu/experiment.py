@@ -19,7 +19,7 @@ from .ingest import Stores, ingest
 from .model import DeepLabV3Plus
 from .pool import Pool
 from .predict import Predictions, predict
-from .randomness import derive
+from .randomness import derive, generator
 from .select import Strategy, find_strategy
 from .shards import Sharded, Shards, start
 from .sizing import Placement, measure, place
@@ -105,11 +105,17 @@ class Experiment:
         return replace(seen, features=self.pretrained_vectors, constant_features=True) if constant else seen
 
     def embedding(self, seed: int) -> Embedding:
-        """Φ of Step 0, fitted on the pretrained vectors of the whole pool; once per seed."""
+        """Φ of Step 0, fitted on the pretrained vectors of the whole pool, or of a sample of it; once per seed."""
         if seed not in self._embeddings:
             self.progress("embed", 0, 1)
             settings = self.config.umap, derive(seed, 0, "umap") % 2**32
-            if self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
+            n, most = len(self.stores.train.names) * self.grid.cells, self.config.umap.fit_at_most
+            if n > most:
+                ids = torch.randperm(n, generator=generator(seed, 0, "umap sample"))[:most].sort().values
+                ids = ids.to(self.backend.device)
+                phi = fit(self._pretrained.rows("features", ids), *settings, self.backend.umap)
+                self._embeddings[seed] = replace(phi, ids=ids)
+            elif self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
                 cache = cache_dir(self.config.data) / "embeddings"
                 self._embeddings[seed] = fit_cached(self.pretrained_vectors, *settings, cache, self.backend.umap)
             else:
@@ -120,15 +126,16 @@ class Experiment:
     @cached_property
     def pretrained_vectors(self) -> Tensor:
         """Feature vectors of all patches under the pretrained backbone, float32 ``[n_patches, C]`` (Step 0)."""
+        held = self._pretrained.features
+        assert held is not None
+        return held() if callable(held) else held
+
+    @cached_property
+    def _pretrained(self) -> Predictions | Sharded:
         if self.shards is not None:
-            free = torch.ones(0, dtype=torch.bool)
-            held = self.shards.look(self.pretrained, {"features"}, free, 0, self.progress)
-            return held.whole("features")
-        features = self.features(self.pretrained)
-        seen = predict(self.pretrained, features, {"features"}, self.config.query.score, self.backend,
-                       lambda _, done, total: self.progress("features", done, total))
-        assert seen.features is not None
-        return seen.features
+            return self.shards.look(self.pretrained, {"features"}, torch.ones(0, dtype=torch.bool), 0, self.progress)
+        return predict(self.pretrained, self.features(self.pretrained), {"features"}, self.config.query.score,
+                       self.backend, lambda _, done, total: self.progress("features", done, total))
 
 
 def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset | None = None) -> Experiment:

@@ -74,65 +74,59 @@ class Pass:
 class Held:
     """A shard in the worker that holds it."""
 
-    job: Job
-    shard: Shard
-    config: Config
-    backend: Backend
-    frames: Frames | None = None
-    features: Features | None = None
-    """Of a frozen backbone."""
+    frames: Frames
+    features: Features
     vectors: Tensor | None = None
     """A frozen backbone's feature vectors: constants."""
-    networks: dict[int, DeepLabV3Plus] = field(default_factory=dict)
-    """By the number of classes."""
     seen: dict[int, Predictions] = field(default_factory=dict)
     """By the number of the pass; the `KEPT` last."""
 
-    @classmethod
-    def of(cls, job: Job, shard: Shard) -> "Held":
-        config = Config.load(yaml.safe_load(job.config))
-        return cls(job, shard, config, resolve(config))
 
-    def look(self, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
-        """The pass over this shard, once."""
-        if pass_.number not in self.seen:
+class Holder:
+    """What a worker holds of a run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.config = job, Config.load(yaml.safe_load(job.config))
+        self.backend: Backend = resolve(self.config)
+        self.shards: dict[Shard, Held] = {}
+        self._networks: dict[int, DeepLabV3Plus] = {}
+        """By the number of classes."""
+
+    def look(self, shard: Shard, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
+        """A pass over a shard, once."""
+        held = self.shards.get(shard)
+        if held is None or pass_.number not in held.seen:
             model = self._network(pass_.classes, weights)
-            features = self._prepared(model, progress)
+            held = held or self._hold(shard, model, progress)
             constant = self.config.model.freeze_backbone and "features" in pass_.needs
-            scan = functools.partial(predict, model, features, score=self.config.query.score, backend=self.backend,
+            scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
                                      progress=progress)
             seen = scan(needs=pass_.needs - {"features"} if constant else pass_.needs)
             if constant:
-                if self.vectors is None:
-                    self.vectors = scan(needs={"features"}).features
-                seen = replace(seen, features=self.vectors, constant_features=True)
-            self.seen = dict([*self.seen.items(), (pass_.number, seen)][-KEPT:])
-        return self.seen[pass_.number]
+                if held.vectors is None:
+                    held.vectors = scan(needs={"features"}).features
+                seen = replace(seen, features=held.vectors, constant_features=True)
+            held.seen = dict([*held.seen.items(), (pass_.number, seen)][-KEPT:])
+        return held.seen[pass_.number]
 
     def _network(self, classes: int, weights: bytes) -> DeepLabV3Plus:
-        if classes not in self.networks:
+        if classes not in self._networks:
             plain = self.config.model.model_copy(update={"weights": "none"})
-            self.networks[classes] = DeepLabV3Plus(classes, plain).to(self.backend.device).eval()
-        self.networks[classes].load_state_dict(from_safetensors(weights))
-        return self.networks[classes]
+            self._networks[classes] = DeepLabV3Plus(classes, plain).to(self.backend.device).eval()
+        self._networks[classes].load_state_dict(from_safetensors(weights))
+        return self._networks[classes]
 
-    def _prepared(self, model: DeepLabV3Plus, progress: Progress) -> Features:
-        if self.features is not None:
-            return self.features
-        config, backend, frozen = self.config, self.backend, self.config.model.freeze_backbone
-        if self.frames is None:
-            sizes = measure(config, backend, model, self.shard[1] - self.shard[0], 0)
-            where = place(config, sizes, backend.budget_bytes)
-            images = map_images(Path(self.job.store), *self.shard, config.data.image_size)
-            self.frames = frames_of(images, config, backend, where.images)
-            if frozen:
-                self.features = Features.of(self.frames, model, backend, where.cache, "features", progress,
-                                            self.job.batch)
-                return self.features
-        return Features.of(self.frames, model, backend, False, batch=self.job.batch)
+    def _hold(self, shard: Shard, model: DeepLabV3Plus, progress: Progress) -> Held:
+        config, backend = self.config, self.backend
+        images = map_images(Path(self.job.store), *shard, config.data.image_size)
+        where = place(config, measure(config, backend, model, len(images), 0), backend.budget_bytes)
+        frames = frames_of(images, config, backend, where.images)
+        features = Features.of(frames, model, backend, where.cache, "features", progress, self.job.batch)
+        self.shards[shard] = Held(frames, features)
+        return self.shards[shard]
 
 
-_held: dict[Shard, Held] = {}
+_holder: Holder | None = None
 """In a worker: of one run at a time."""
 
 
@@ -142,19 +136,19 @@ def answer(home: bool, mine: frozenset[Shard], shard: Shard, job: Job, pass_: Pa
 
     ``home``: the worker is the one that shall hold the shard, and ``mine`` are all that it shall hold.
     """
-    for other, held in list(_held.items()):
-        if held.job.run != job.run or (home and other not in mine):
-            del _held[other]
-    if shard not in _held:
-        _held[shard] = Held.of(job, shard)
-    return question(_held[shard].look(pass_, weights, progress))
+    global _holder
+    if _holder is None or _holder.job.run != job.run:
+        _holder = Holder(job)
+    for other in [other for other in _holder.shards if home and other not in mine]:
+        del _holder.shards[other]
+    return question(_holder.look(shard, pass_, weights, progress))
 
 
 def forget(run: str) -> None:
     """Drop what this worker holds of a run."""
-    for shard, held in list(_held.items()):
-        if held.job.run == run:
-            del _held[shard]
+    global _holder
+    if _holder is not None and _holder.job.run == run:
+        _holder = None
 
 
 def ready(seen: Predictions) -> None:

@@ -44,6 +44,12 @@ def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
         if run.config.query.strategy.startswith("meal"):
             return _none(f"No plane to show: seed-{seed.seed}/embedding.npz is not there.")
         return _none(f"No plane to show: {run.title} chooses without an embedding.")
+    if "point_ids" in arrays:  # a sample; the others have no place but as candidates
+        ids, sample = arrays["point_ids"], arrays["points"]
+        _check(sample, len(ids), f"{path}, points")
+        points = np.full((run.dataset.n_patches, sample.shape[1]), np.nan, np.float32)
+        points[ids] = sample
+        arrays = {**arrays, "points": points}
     if "points" in arrays:
         _check(arrays["points"], run.dataset.n_patches, f"{path}, points")
         return _pool_plane(run, index, seed, arrays, figures)
@@ -92,9 +98,9 @@ def _bare(height: int, tools: str) -> Any:
 def _pool_plane(run: Run, index: int, seed: Seed, arrays: Arrays, figures: Figures) -> str:
     points = arrays["points"][:, :2].astype(np.float32)
     canvas = _bare(560, "pan,box_zoom,wheel_zoom,reset")
-    shown = points
-    if len(points) > MAX_BACKGROUND:
-        shown = points[np.linspace(0, len(points) - 1, MAX_BACKGROUND).astype(int)]
+    shown = placed = points[np.isfinite(points).all(1)]
+    if len(placed) > MAX_BACKGROUND:
+        shown = placed[np.linspace(0, len(placed) - 1, MAX_BACKGROUND).astype(int)]
     chips = [button("not asked for", figures.name(canvas.scatter(
         shown[:, 0], shown[:, 1], size=3, color=GREY, alpha=0.4)), GREY)]
     groups = [(record.round, record.queried, False) for record in seed.rounds if record.queried]
