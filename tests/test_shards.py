@@ -219,12 +219,13 @@ def test_a_large_pool_is_embedded_by_a_sample(tmp_path, monkeypatch):
 
 @pytest.mark.camvid
 def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, tmp_path, monkeypatch):
-    """12 images of the real size, frozen and finetuned, on 1, 2, 3 and 5 processes that are added one after another.
+    """8 images of the real size, frozen and finetuned, on 1, 2, 3 and 5 processes that are added one after another.
 
-    Two images to a batch, so that 5 processes fill few with repeats. ``most_of_an_image`` reads whole fields, as a strategy of one's own may.
+    Two images to a batch, so that 5 processes fill few with repeats. ``most_of_an_image`` reads whole fields, as a
+    strategy of one's own may.
     """
     def most_of_an_image(view, n):
-        mean = torch.zeros(12).index_add_(0, view.image, view.score)
+        mean = torch.zeros(8).index_add_(0, view.image, view.score)
         order = torch.argsort((mean[view.image] + view.probabilities[:, 0]).masked_fill(~view.free, -1),
                               descending=True, stable=True)
         return order[:n]
@@ -235,7 +236,7 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
     root = thinned(camvid_root, tmp_path / "camvid")
     for folder in ("train", "trainannot", "val", "valannot"):
         for i, file in enumerate(sorted((root / folder).iterdir())):
-            if i % 4 or i // 4 >= 12:
+            if i % 4 or i // 4 >= 8:
                 file.unlink()
     experiments, expected = [], []
     for frozen in (True, False):
@@ -253,7 +254,7 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
     def queries():
         found = []
         for experiment, pool, model in experiments:
-            for name in ("entropy", "own"):
+            for name in ("entropy", "own") if experiment.frozen_features else ("entropy",):
                 experiment.strategy = find_strategy(name)
                 query = acquire(experiment, pool, model, 0, 0, StageClock(CPU))
                 found.append((query.ids.numpy().tobytes(),
