@@ -105,9 +105,9 @@ def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: T
     maps = features.read(model, [host_ids[batch] // cells for batch in batches])
     for step, (batch, (low, high)) in enumerate(zip(sent(batches, ids.device), maps, strict=True)):
         loss = compiled_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
+        optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
         losses[step] = loss.detach()
     return losses.mean()
 

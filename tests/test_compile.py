@@ -57,7 +57,8 @@ def test_graphs_give_the_same_bits_and_are_traced_once(frozen, dtype, monkeypatc
 def test_a_run_with_graphs_asks_for_the_same_patches(tmp_path):
     queries = []
     for way in ("none", "graphs"):
-        config = tiny_config(tmp_path, **{"model.compile": way, "query.strategy": "entropy"})
+        config = tiny_config(tmp_path, **{"model.compile": way, "query.strategy": "entropy", "query.rounds": 1,
+                                        "train.epochs": 1, "train.final_epochs": 1})
         queries.append([record["next_query"] for record in read_rounds(run(config, tmp_path / way) / "seed-0")])
     assert queries[0] == queries[1]
     assert len(queries[0][0]) == 4
