@@ -16,8 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .backbone import base_of
 from .backend import Backend
-from .model import ConvNormAct, DeepLabV3Plus, base_of
+from .model import ConvNormAct, DeepLabV3Plus
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 NORMS = (nn.BatchNorm2d, BatchNormAct2d)

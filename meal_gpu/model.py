@@ -4,21 +4,16 @@ The head is written for what active learning does to it: a small part of the pix
 computes what it would compute on the whole image (equal in eval mode), at the cost of the window.
 """
 
-import functools
-import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .backbone import create_backbone
 from .config import ModelConfig
-from .errors import InputError, did_you_mean
+from .dropout import Dropout
 from .grid import Size
 from .pixels import normalise
 from .windows import Windows, along, bilinear_matrix, taps
@@ -27,17 +22,6 @@ RATES = (6, 12, 18)
 """Dilations of the ASPP's 3 × 3 convolutions."""
 Upsampling = tuple[Tensor, Tensor]
 """Row and column matrices from stride 16 to stride 4, ``[1, h4, 3 * h16]`` and ``[1, w4, 3 * w16]``."""
-
-
-@torch.library.custom_op("meal_gpu::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _random_bits(n: int, device: torch.device) -> Tensor:
-    """int64 ``[n]``, all bits at random. An operator of its own, since `torch.compile` does not know ``random_``."""
-    return torch.empty(n, dtype=torch.int64, device=device).random_(-(2**63), None)
-
-
-@_random_bits.register_fake
-def _(n: int, device: torch.device) -> Tensor:
-    return torch.empty(n, dtype=torch.int64, device=device)
 
 
 class ConvNormAct(nn.Sequential):
@@ -55,26 +39,6 @@ class ConvNormAct(nn.Sequential):
     def finish(self, x: Tensor) -> Tensor:
         """Batch-norm and ReLU, for a convolution that was computed another way. Its bias, if it was folded, is in x."""
         return cast(Tensor, self[2](self[1](x)))
-
-
-class Dropout(nn.Module):
-    """Dropout that draws 16 random bits per element, four elements to a draw.
-
-    PyTorch draws a float per element, on the CPU in one thread: a seventh of a training step. ``p`` is rounded to
-    1/65536, and kept values are scaled by the rounded probability.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.dropped = round(p * 65536)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        x = _nhwc(x)
-        draws = _random_bits(-(-x.numel() // 4), x.device)
-        keep = draws.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 32768
-        return _nchw(x * (keep * x.new_full((), 65536 / (65536 - self.dropped))))
 
 
 class ASPP(nn.Module):
@@ -184,7 +148,7 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, num_classes: int, config: ModelConfig | None = None) -> None:
         super().__init__()
         config = config or ModelConfig(weights="none")
-        self.backbone = _backbone(config)  # timm adds `feature_info` to the module
+        self.backbone = create_backbone(config)  # timm adds `feature_info` to the module
         self.freeze_backbone = config.freeze_backbone
         c_low, c_high = cast(Any, self.backbone).feature_info.channels()
         self.aspp = ASPP(c_high)
@@ -254,80 +218,3 @@ def _nhwc(x: Tensor) -> Tensor:
 
 def _nchw(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
-
-
-def _backbone(config: ModelConfig) -> Any:
-    if not timm.is_model(config.backbone):
-        raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
-                         f"{did_you_mean(config.backbone, timm.list_models())}")
-    overlay = None
-    if config.weights not in ("imagenet", "none"):
-        file = Path(config.weights)
-        if not file.is_file() or file.suffix != ".safetensors":
-            problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
-            raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
-                             "them), none, or the path of a .safetensors file in timm's naming.")
-        overlay = {"file": config.weights}
-    try:
-        probe = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride)
-        strides = probe.feature_info.reduction()
-        backbone = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
-                                     out_indices=(strides.index(4), len(strides) - 1),
-                                     pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
-    except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError, TypeError,
-            AssertionError) as error:  # timm's backbones refuse in many ways what they do not offer
-        reason = " ".join(str(error).split("\n", 2)[:2]) or type(error).__name__  # torch lists every tensor
-        raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
-                         f"'{config.weights}' cannot be built: {reason}") from error
-    if overlay is not None:
-        _check_loaded(backbone, config)
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
-            module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]  # types are hashable
-    return backbone
-
-
-class _Float32(nn.Module):
-    """Outside autocast while it is trained: see `_in_float32`."""
-
-    weight: nn.Parameter
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.weight.requires_grad or x.is_meta:  # where there is no autocast
-            return cast(Tensor, super().forward(x))
-        with torch.autocast(x.device.type, enabled=False):
-            return cast(Tensor, super().forward(x.float())).to(x.dtype)
-
-
-@functools.cache  # compiled code asks for the kind of a module: all networks have the same
-def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
-    """A convolution that trains in float32.
-
-    On the CPU, in bfloat16 and channels_last, the weights' gradient of a dilated depthwise convolution reads memory
-    that nobody wrote (torch 2.14): values of 1e33, and no two trainings alike. timm dilates the last stages for an
-    output stride of 16 or 8. These layers are about a thousandth of the network's work, so every device does as the
-    CPU must.
-    """
-    return type(kind.__name__, (_Float32, kind), {})
-
-
-def base_of(kind: type[nn.Module]) -> type[nn.Module]:
-    """The kind that a module had before `_in_float32`."""
-    return kind.__mro__[2] if issubclass(kind, _Float32) else kind
-
-
-def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
-    """Raise `InputError` for a backbone that a file of weights left at random values in part.
-
-    timm skips what a file lacks. Values are compared, since it may rename a file's tensors.
-    """
-    def digest(tensor: Tensor) -> bytes:
-        return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
-
-    held = {digest(tensor) for tensor in load_file(config.weights).values()}
-    # Scalars are counters of batches, which a file need not have.
-    missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
-    if missing:
-        raise InputError(f"model.weights '{config.weights}' lacks {len(missing)} of the tensors of model.backbone "
-                         f"'{config.backbone}', {missing[0]} among them. Use weights of that backbone in timm's "
-                         "naming.")
