@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bench.commands import app as bench
-from .config import Config, shipped
+from .config import Config
+from .configfile import shipped
 from .display import Display
 from .errors import InputError
 

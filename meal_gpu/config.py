@@ -4,7 +4,6 @@ Keys are part of the public contract. A YAML file gives some of them, ``--set a.
 nobody gave has the default written here.
 """
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from .configfile import parse_override, put, read_yaml
 from .errors import InputError, did_you_mean
 from .grid import Grid
 
@@ -255,68 +255,6 @@ class Config(Section):
 MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
                 "model.cache_features", "query.scoring", "query.workers")
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
-
-
-def shipped(sweeps: bool = False) -> list[str]:
-    """Names of the configs, or of the sweeps, that come with meal-gpu. A sweep is a file with ``axes``."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in files("meal_gpu.configs").iterdir()
-                  if entry.name.endswith(".yaml") and ("\naxes:" in entry.read_text("utf-8")) == sweeps)
-
-
-def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
-    """The keys of a YAML file, or of a config (a sweep) that ships with meal-gpu.
-
-    Raises `InputError` where there is none, it cannot be read, or it is a sweep and a config is wanted, or the reverse.
-    """
-    text, kind = None, "sweep" if sweeps else "config"
-    if path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The config file {path} cannot be read: {error}. Give a text file in UTF-8.") from None
-    elif path.name.removesuffix(".yaml") in (*shipped(), *shipped(sweeps=True)):
-        # `configs/camvid.yaml` and `camvid` work from any directory.
-        text = (files("meal_gpu.configs") / f"{path.name.removesuffix('.yaml')}.yaml").read_text("utf-8")
-    if text is None:
-        raise InputError(f"No {kind} file '{path}', and no shipped {kind} of that name. Shipped: "
-                         f"{', '.join(shipped(sweeps))}.{did_you_mean(path.stem, shipped(sweeps))}")
-    try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}, not keys: see configs/camvid.yaml for the form.")
-    if "axes" in values and not sweeps:
-        raise InputError(f"{path} is a sweep (it has 'axes'), not the config of one run: meal-gpu sweep {path}")
-    return values
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """Key and value of ``a.b=c``. Raises `InputError` where it is not one."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: give key=value, for example --set train.epochs=10.")
-    try:
-        return key, yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
-        raise InputError(f"--set {override}: '{text}' is not a YAML value.") from None
-
-
-def put(values: dict[str, Any], key: str, value: Any, given: str) -> None:
-    """Set ``a.b`` in nested keys, copying what is shared.
-
-    Raises `InputError`, beginning with ``given``, where ``a`` has no keys below it.
-    """
-    *sections, last = key.split(".")
-    for section in sections:
-        child = values.get(section, {})
-        if not isinstance(child, dict):
-            raise InputError(f"{given}: {section} is {child!r} and has no keys below it.")
-        values[section] = dict(child)
-        values = values[section]
-    values[last] = value
 
 
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:

@@ -27,7 +27,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from .config import Config, Section, parse_override, put, read_yaml
+from .config import Config, Section
+from .configfile import parse_override, put, read_yaml
 from .errors import InputError, did_you_mean
 
 FILE = "sweep.yaml"

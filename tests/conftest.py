@@ -8,9 +8,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS",
                       str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))))
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# A busy machine is no failure: speed is measured by bench, never by a test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

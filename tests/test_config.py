@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meal_gpu.config import Config, UmapConfig, shipped
+from meal_gpu.config import Config, UmapConfig
+from meal_gpu.configfile import shipped
 from meal_gpu.errors import InputError
 
 ROOT = {"dataset": "camvid", "root": "/data"}

@@ -320,7 +320,7 @@ def test_truncated_jpeg_and_bmp_are_refused(tmp_path: Path) -> None:
 AREAS = (np.arange(150)[:, None] // 15 + np.arange(150) // 50).astype(np.uint8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_changed_byte_in_a_png_never_changes_a_pixel(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
                                                        ) -> None:

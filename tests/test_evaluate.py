@@ -34,7 +34,7 @@ def labellings(draw) -> tuple[int, np.ndarray, np.ndarray]:
     return classes, truth, rng.choice(said, n).astype(np.int64)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(labellings())
 def test_iou_agrees_with_scikit_learn_and_torchmetrics(labelling):
     classes, truth, prediction = labelling
@@ -55,7 +55,6 @@ def test_iou_agrees_with_scikit_learn_and_torchmetrics(labelling):
     assert score.miou == pytest.approx(float(metric.compute()), abs=1e-6)
 
 
-@settings(deadline=None)
 @given(labellings(), st.integers(1, 7))
 def test_counting_in_parts_is_counting_at_once(labelling, parts):
     classes, truth, prediction = labelling

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, noise
 
@@ -52,7 +52,6 @@ def mapped(images: torch.Tensor, file: Path) -> np.memmap:
     return np.memmap(file, np.uint8, "r", shape=tuple(images.shape))
 
 
-@settings(deadline=None)
 @given(pools(), st.data())
 def test_held_frames_are_plain_slices(pool, data):
     """Both contexts, images and masks, any order of indices and repeated ones, grids that leave a remainder."""

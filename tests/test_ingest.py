@@ -405,7 +405,7 @@ def test_kill_9_at_any_moment_then_finishing(config: Configure, caplog: pytest.L
     assert f"{seen[-1][1] - 1} of 40 images are there" in caplog.text
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_is_left_of_a_build_the_next_one_is_right(config: Configure, data: st.DataObject) -> None:
     """Lost tails, torn lines and changed bytes, in the journal and in the pixels, as after a power cut."""

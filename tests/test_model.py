@@ -153,7 +153,7 @@ def layouts(draw) -> tuple[Grid, tuple[int, int], tuple[int, int]]:
     return grid, low, high
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layouts())
 def test_windows_decode_what_the_whole_map_decodes(layout):
     """The logits of every pixel of every patch, from its window, against the plain network on the whole image."""
@@ -194,7 +194,7 @@ def test_gradients_through_windows(grid, cell):
         torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max().clamp(min=1e-3)), rtol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(layouts())
 def test_batch_norm_sees_no_padding(layout):
     """Under every window, each batch-norm is given a crop of what it is given on the whole image: nothing beside it."""

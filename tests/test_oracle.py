@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import noise
@@ -23,7 +23,6 @@ TO_CLASS[[0, 1, 2, 11]] = [0, 1, 2, 255]
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(8, 20), st.integers(8, 20), st.data())
-@settings(deadline=None)
 def test_the_simulated_oracle_shows_the_masks(rows, cols, height, width, data):
     grid = Grid(rows, cols, height, width)
     masks = np.random.default_rng(0).integers(0, 256, (3, height, width), np.uint8)

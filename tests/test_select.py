@@ -60,7 +60,6 @@ def test_the_view_holds_no_ground_truth():
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
-@settings(deadline=None)
 def test_the_most_uncertain_are_sorted_by_score_then_by_id(free, n, seed):
     """Scores from five values, so that most are tied; fewer free than wanted gives what there is."""
     score = torch.randint(0, 5, (24,), generator=torch.Generator().manual_seed(seed)).float()
@@ -69,7 +68,6 @@ def test_the_most_uncertain_are_sorted_by_score_then_by_id(free, n, seed):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0]), min_size=1, max_size=40))
-@settings(deadline=None)
 def test_keys_order_any_scores_as_the_numbers_do_and_ties_by_id(scores):
     """Scores may be negative, of either zero, or infinite: the order is Python's own."""
     order = sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch))
@@ -103,7 +101,7 @@ def reference_seeding(points: np.ndarray, n: int, uniforms: np.ndarray) -> list[
 
 
 @given(st.integers(1, 12), st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([1, 3, 1000]), st.data())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_seeding_equals_the_reference(m, seed, dimensions, spread, data):
     """Whole coordinates, so that sums are exact; few values, so that points coincide; uniforms at both ends too."""
     n = data.draw(st.integers(1, m))
@@ -125,7 +123,6 @@ def test_seeding_equals_the_reference_on_float32_points(seed):
 
 
 @given(st.integers(1, 30), st.sampled_from([1, 2, 3, 30]), st.integers(0, 10**6), st.data())
-@settings(deadline=None)
 def test_picks_are_distinct_however_the_points_coincide(m, different, seed, data):
     n = data.draw(st.integers(1, m))
     draw = torch.Generator().manual_seed(seed)
@@ -199,7 +196,7 @@ def test_seeding_spreads_more_than_chance():
 
 
 @given(st.integers(1, 25), st.sampled_from([1, 3, 25]), st.integers(0, 10**6), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_snapped_centroids_are_distinct(m, different, seed, data):
     n = data.draw(st.integers(1, m))
     draw = torch.Generator().manual_seed(seed)
@@ -244,7 +241,6 @@ def test_the_selector_is_the_configured_one():
 
 @given(st.sampled_from(sorted(STRATEGIES)), st.lists(st.integers(0, 23), min_size=3, max_size=24, unique=True),
        st.integers(0, 999), st.sampled_from(["seeding", "kmeans"]))
-@settings(deadline=None)
 def test_every_strategy_returns_distinct_free_ids_and_repeats_itself(name, free, seed, selector):
     n = min(3, len(free))
     found = [STRATEGIES[name].choose(view(free, seed=seed, selector=selector), n) for _ in range(2)]

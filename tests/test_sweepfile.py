@@ -4,7 +4,8 @@ import pytest
 import yaml
 from tiny import tiny_config
 
-from meal_gpu.config import Config, shipped
+from meal_gpu.config import Config
+from meal_gpu.configfile import shipped
 from meal_gpu.errors import InputError
 from meal_gpu.sweepfile import FILE, Point, dump_points, load_points, read_points
 

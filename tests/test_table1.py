@@ -7,7 +7,8 @@ import pytest
 from fake_run import write_run
 from rich.console import Console
 
-from meal_gpu.config import Config, shipped
+from meal_gpu.config import Config
+from meal_gpu.configfile import shipped
 from meal_gpu.errors import InputError
 from meal_gpu.report import load_runs, load_sweep, notes, print_tables, write_report
 from meal_gpu.report.paper import COLUMNS, TABLE_1, reference

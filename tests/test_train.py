@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 
@@ -57,7 +57,6 @@ class Toy:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(2, 16), st.integers(0, 99))
 def test_patches_come_in_random_order_and_full_batches(n, batch_size, seed):
     """The last batch is dropped when it is not full, except when there are fewer patches than a batch."""
@@ -68,7 +67,6 @@ def test_patches_come_in_random_order_and_full_batches(n, batch_size, seed):
     assert torch.equal(torch.cat(batches), torch.randperm(n, generator=order(seed))[: n // size * size])
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 47), min_size=2, max_size=40, unique=True), st.integers(2, 5), st.integers(0, 99))
 def test_samples_of_images_hold_all_their_patches(ids, batch_size, seed):
     """12 images of 4 patches: a batch is so many images, each with every labelled patch that it has."""
@@ -105,7 +103,6 @@ def test_a_frame_of_several_patches_goes_through_the_backbone_once():
 
 
 @given(st.integers(0, 999), st.sampled_from([0.0, 0.4, 0.99]))
-@settings(deadline=None)
 def test_the_loss_is_the_mean_over_labelled_pixels(seed, void):
     draw = order(seed)
     logits = torch.randn(2, 5, 7, 4, generator=draw) * 5

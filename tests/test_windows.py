@@ -58,7 +58,7 @@ def axes(draw) -> tuple[int, int, int, int, int]:
     return n_pixels, patch, n_patches, n4, n16
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(axes())
 def test_every_matrix_takes_what_it_says(axis):
     """By composition: what a window computes of a signal is a slice of what the padded whole signal gives."""
@@ -105,7 +105,6 @@ def test_every_matrix_takes_what_it_says(axis):
         assert len(fits) == 1
 
 
-@settings(deadline=None)
 @given(axes())
 def test_windows_are_as_small_as_the_widest_patch_needs(axis):
     n_pixels, patch, n_patches, n4, n16 = axis
@@ -120,7 +119,6 @@ def test_windows_are_as_small_as_the_widest_patch_needs(axis):
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 15), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_of_takes_rows_and_columns_of_cells(rows, cols, cells):
     grid = Grid(rows, cols, 37, 50)
     assume(max(cells) < grid.cells)
