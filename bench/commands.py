@@ -108,6 +108,8 @@ def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
 def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 1.0,
           pools: Annotated[str, typer.Option(metavar="N,...", help="Patches of the pools.")] = "1000,10000,100000",
           umap_to: Annotated[int, typer.Option(help="Fit UMAP up to so many patches.")] = 10_000,
+          workers: Annotated[str, typer.Option(metavar="N,...", help="Instead: score a pool on so many processes, and "
+                                               "simulate up to 256 workers.")] = "",
           json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
           out: PageOption = None) -> None:
     """How time and memory grow with the pool, the classes and the images' size, on noise."""
@@ -116,6 +118,16 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from . import scale
     from .measure import Effort
 
+    if workers:
+        from . import workers as on_workers
+
+        if not all(part.strip().isdigit() and int(part) >= 1 for part in workers.split(",")):
+            raise InputError(f"--workers is {workers!r}: give numbers of processes, such as 1,2.")
+        doing = _Doing()
+        with _config(config, set_, 0) as loaded:
+            measured(lambda: on_workers.run(loaded, sorted({int(part) for part in workers.split(",")}), tell=doing),
+                     json_, compare, tolerance, out, doing)
+        return
     if not all(part.strip().isdigit() and int(part) >= 32 for part in pools.split(",")):
         raise InputError(f"--pools is {pools!r}: give numbers of patches, 32 at least, such as 1000,10000.")
     sizes = sorted({int(part) for part in pools.split(",")})

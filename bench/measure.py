@@ -78,9 +78,9 @@ class Timer:
 
     def undisturbed(self, work: Callable[[], object], calls: int = 1) -> tuple[float, float]:
         """Seconds per call, and the same without the time that other processes took from this one's threads."""
-        before = _stood_ready()
+        before = stood_ready()
         seconds = self(work, calls)
-        after = _stood_ready()
+        after = stood_ready()
         # Threads wait for each other: what the most disturbed of them lost, the call lost at least.
         lost = max((after[thread] - before.get(thread, 0) for thread in after), default=0) / 1e9 / calls
         return seconds, max(seconds - lost, 0.1 * seconds)
@@ -101,7 +101,7 @@ class Timer:
         return (time.perf_counter() - begin) / calls
 
 
-def _stood_ready() -> dict[str, int]:
+def stood_ready() -> dict[str, int]:
     """Per thread of this process, nanoseconds that it was ready to run and had no processor; empty if not told."""
     found = {}
     for file in Path("/proc/self/task").glob("*/schedstat"):

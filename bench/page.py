@@ -24,6 +24,7 @@ def page(result: Result) -> str:
     sections = [("numbers", "Stages", _numbers(result)), ("baselines", "Against the baselines", _baselines(result)),
                 ("share", "Where a round goes", _bars(result)),
                 ("roofline", "Roofline", _roofline(result, figures)), ("growth", "Growth", _growth(result, figures)),
+                ("charts", "Scale-out", _charts(result, figures)),
                 ("estimate", "Estimate", _estimates(result.estimates)),
                 ("machine", "Machine and settings", _facts(result))]
     sections = [section for section in sections if section[2]]
@@ -162,6 +163,20 @@ def _growth(result: Result, figures: Figures) -> str:
         canvas.legend.location, canvas.legend.background_fill_alpha = "top_left", 0
         canvas.legend.label_text_color, canvas.legend.border_line_color = GREY, None
         html += figures.add(canvas) + "<ul>" + "".join(f"<li>{escape(sentence(one))}</li>" for one in several) + "</ul>"
+    return html
+
+
+def _charts(result: Result, figures: Figures) -> str:
+    html = ""
+    for chart in result.charts:
+        canvas = plot(height=340, toolbar_location=None, tools="", x_axis_type="log", y_axis_type="log")
+        canvas.xaxis.axis_label, canvas.yaxis.axis_label = chart.x, chart.y
+        for curve, tint in zip(chart.curves, MORE_COLOURS * 3, strict=False):
+            canvas.line(curve.xs, curve.ys, line_color=tint, line_width=2, legend_label=curve.name)
+            canvas.scatter(curve.xs, curve.ys, color=tint, size=7)
+        canvas.legend.location, canvas.legend.background_fill_alpha = "center_left", 0
+        canvas.legend.label_text_color, canvas.legend.border_line_color = GREY, None
+        html += f"<h3>{escape(chart.title)}</h3>{figures.add(canvas)}<p class=\"note\">{escape(chart.note)}</p>"
     return html
 
 

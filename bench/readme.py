@@ -26,7 +26,7 @@ def section(results: Path = RESULTS) -> str:
 
 def _is_result(file: Path) -> bool:
     content = json.loads(file.read_bytes())
-    return isinstance(content, dict) and content.get("schema_version") == SCHEMA
+    return isinstance(content, dict) and content.get("schema_version") == SCHEMA and content["part"] != "scale"
 
 
 def _one(name: str, result: Result) -> str:

@@ -164,6 +164,23 @@ class Estimate(_Model):
     label: Literal["estimate"] = "estimate"
 
 
+class Curve(_Model):
+    name: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+
+class Chart(_Model):
+    """Curves that no stage of this machine has: what a simulation gives, say."""
+
+    title: str
+    x: str
+    y: str
+    curves: tuple[Curve, ...]
+    note: str
+    """Where the numbers come from."""
+
+
 class Result(_Model):
     """One run of one part."""
 
@@ -180,6 +197,7 @@ class Result(_Model):
     whole: Whole | None = None
     growth: tuple[Growth, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    charts: tuple[Chart, ...] = ()
     notes: tuple[str, ...] = ()
 
     def stage(self, name: str) -> Stage:

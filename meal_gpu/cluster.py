@@ -308,10 +308,12 @@ class Workers:
     def broadcast(self, data: bytes) -> Broadcast:
         return Broadcast(self.client, data)
 
-    def everywhere(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function in every worker that can be reached; errors are nobody's concern."""
+    def everywhere(self, function: Callable[..., Any], *args: Any) -> dict[str, Any]:
+        """Call a function in every worker that can be reached: what they answer, by address. Errors are left out."""
         with suppress(Exception):
-            self.client.run(function, *args, on_error="ignore")
+            answers: dict[str, Any] = self.client.run(function, *args, on_error="ignore")
+            return answers
+        return {}
 
     def ask(self, function: Callable[..., Any], asked: Sequence[tuple[Any, tuple[Any, ...]]], shared: Broadcast,
             progress: Progress, stage: str, total: int) -> list[Any]:
@@ -331,14 +333,14 @@ class Workers:
         answers: list[Any] = [None] * len(asked)
         lives = [LIVES] * len(asked)
         pending: dict[Any, int] = {}
+        mine = self._families()
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def submit(i: int) -> None:
             part, args = asked[i]
             home = self._homes[part]
-            mine = frozenset(other for other, at in self._homes.items() if at == home)
             future = self.client.submit(
-                _answer, self._topic, function, home, mine, part, args, shared.future(), workers=[home],
+                _answer, self._topic, function, home, mine[home], part, args, shared.future(), workers=[home],
                 allow_other_workers=True, key=f"{function.__name__}-{uuid.uuid4().hex}", pure=False)
             pending[future] = i
             future.add_done_callback(ended.put)
@@ -373,6 +375,7 @@ class Workers:
                                          f"data.budget_gb, or use fewer workers on a machine. {KEPT}")
                     self._await_workers(WAIT_S)
                     self._settle([part for part, _ in asked])
+                    mine = self._families()
                     submit(i)
         except (OSError, TimeoutError) as error:  # while something was sent
             self._check_connected()
@@ -403,6 +406,13 @@ class Workers:
     def _check_connected(self) -> None:
         if self.client.status != "running":
             raise InputError(f"The connection to the scheduler {self.client.scheduler.address} is lost. {KEPT}")
+
+    def _families(self) -> dict[str, frozenset[Any]]:
+        """By home, the parts that live there."""
+        found: dict[str, set[Any]] = {}
+        for part, home in self._homes.items():
+            found.setdefault(home, set()).add(part)
+        return {home: frozenset(parts) for home, parts in found.items()}
 
     def _settle(self, parts: Sequence[Any]) -> None:
         """Give every part a home: the one that it has, while that is there and holds no more than others do."""

@@ -329,6 +329,8 @@ def test_a_worker_lost_in_the_middle_of_scoring(noisy, sign):
         seen = split.look(model, {"score"}, torch.ones(960, dtype=torch.bool), 50, shoot)
         assert 0 < lost[0][0] < lost[0][1]
         assert torch.equal(seen.best(50), expected)
+        if sign == signal.SIGSTOP:
+            client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "worker_ttl", 300))
         client.wait_for_workers(2)
         again = split.look(model, {"score"}, torch.ones(960, dtype=torch.bool), 50)
         assert torch.equal(again.best(50), expected)
