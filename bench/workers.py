@@ -199,8 +199,8 @@ def _times(one: Measured) -> Times:
 
 def _note(one: Measured, weights: int, answer: int) -> str:
     return (f"{quantile(one.undisturbed, 0.5) * 1e3:,.0f} ms without what other processes took; weights to all workers "
-            f"{quantile(one.broadcast, 0.5) * 1e3:.3g} ms; {one.n} x {weights:,} bytes there, {one.n} x {answer:,} back; "
-            f"{one.task * 1e3:.3g} ms per task of the scheduler")
+            f"{quantile(one.broadcast, 0.5) * 1e3:.3g} ms; {one.n} x {weights:,} bytes there, {one.n} x {answer:,} "
+            f"back; {one.task * 1e3:.3g} ms per task of the scheduler")
 
 
 def _chart(title: str, rounds: Sequence[Simulated], inputs: str) -> Chart:
