@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import distributed
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -212,6 +213,9 @@ def test_a_large_pool_is_embedded_by_a_sample(tmp_path, monkeypatch):
     assert torch.equal(planes[0]["points"], vectors[planes[0]["point_ids"]][:, :2])
     assert torch.equal(planes[0]["round_0_points"], vectors[planes[0]["round_0_candidates"]][:, :2] + 1)
     experiment.shards.close()
+    directory = run(config, tmp_path / "run")  # its report draws the sample, and the others where they were placed
+    assert len(np.load(directory / "seed-0" / "embedding.npz")["point_ids"]) == 20
+    assert "Near patches look alike" in (directory / "report.html").read_text()
 
 
 # --- real workers -----------------------------------------------------------------------------------------------------
