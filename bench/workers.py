@@ -19,17 +19,19 @@ import torch
 from torch import Tensor
 
 from meal_gpu.backend import resolve
-from meal_gpu.cluster import Workers, local
+from meal_gpu.cluster import local
 from meal_gpu.config import Config
 from meal_gpu.features import batch_size
 from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
+from meal_gpu.holder import nothing, ranked
 from meal_gpu.model import DeepLabV3Plus
 from meal_gpu.predict import Predictions
 from meal_gpu.ranking import merge, top
-from meal_gpu.shards import Shards, even, nothing, ranked, to_bytes
+from meal_gpu.shards import Shards, even, to_bytes
 from meal_gpu.timing import no_progress
 from meal_gpu.work import Roofs
+from meal_gpu.workers import Workers
 
 from .machine import card
 from .measure import quantile, stood_ready

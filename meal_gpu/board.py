@@ -40,7 +40,7 @@ class Line:
 
 
 class Board:
-    """Takes what runs tell (`cluster.Event`) and how they end. Without a terminal, a line is printed for each of both.
+    """Takes what runs tell (`jobs.Event`) and how they end. Without a terminal, a line is printed for each of both.
 
     The events come from another thread than the end of a run.
     """

@@ -8,186 +8,39 @@ candidates, or a whole field for a strategy that reads one.
 What a patch scores does not depend on the frames that come with it (`Features.scan`), and ties go to the lower id
 everywhere (`ranking`): so any ranges on any number of workers give one process's queries, byte for byte, where
 workers use as many threads as it did.
-
-What a worker holds can be made again from its `Job`: whatever is lost with a worker is made again by another.
 """
 
 import functools
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from . import cluster
-from .backend import Backend, resolve
+from .backend import Backend
 from .config import Config
 from .errors import InputError
-from .features import Features, frames_of
 from .frames import Frames
+from .holder import Job, Pass, Shard, answer, forget, ranked, ready, rows
 from .model import DeepLabV3Plus
-from .predict import Predictions, predict
-from .ranking import merge, top
-from .sizing import measure, place
-from .store import map_images
+from .predict import Predictions
+from .ranking import merge
 from .timing import Progress, no_progress
-
-Shard = tuple[int, int]
-"""Images ``first … last - 1`` of the pool."""
-KEPT = 2
-"""Passes whose results a worker keeps: a round's, and the one under the pretrained backbone that Φ is fitted on."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to hold a part of a run's pool, as it is sent there."""
-
-    run: str
-    config: str
-    """YAML."""
-    store: str
-    batch: int
-    """Frames per forward pass, as in one process: see `Features.scan`."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of a network over the pool."""
-
-    number: int
-    classes: int
-    needs: frozenset[str]
-
-
-# --- in a worker ------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Held:
-    """A shard in the worker that holds it."""
-
-    frames: Frames
-    features: Features
-    vectors: Tensor | None = None
-    """A frozen backbone's feature vectors: constants."""
-    seen: dict[int, Predictions] = field(default_factory=dict)
-    """By the number of the pass; the `KEPT` last."""
-
-
-class Holder:
-    """What a worker holds of a run."""
-
-    def __init__(self, job: Job) -> None:
-        self.job, self.config = job, Config.load(yaml.safe_load(job.config))
-        self.backend: Backend = resolve(self.config)
-        self.shards: dict[Shard, Held] = {}
-        self._networks: dict[int, DeepLabV3Plus] = {}
-        """By the number of classes."""
-
-    def look(self, shard: Shard, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
-        """A pass over a shard, once."""
-        held = self.shards.get(shard)
-        if held is None or pass_.number not in held.seen:
-            model = self._network(pass_.classes, weights)
-            held = held or self._hold(shard, model, progress)
-            constant = self.config.model.freeze_backbone and "features" in pass_.needs
-            scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
-                                     progress=progress)
-            seen = scan(needs=pass_.needs - {"features"} if constant else pass_.needs)
-            if constant:
-                if held.vectors is None:
-                    held.vectors = scan(needs={"features"}).features
-                seen = replace(seen, features=held.vectors, constant_features=True)
-            held.seen = dict([*held.seen.items(), (pass_.number, seen)][-KEPT:])
-        return held.seen[pass_.number]
-
-    def _network(self, classes: int, weights: bytes) -> DeepLabV3Plus:
-        if classes not in self._networks:
-            plain = self.config.model.model_copy(update={"weights": "none"})
-            self._networks[classes] = DeepLabV3Plus(classes, plain).to(self.backend.device).eval()
-        self._networks[classes].load_state_dict(from_safetensors(weights))
-        return self._networks[classes]
-
-    def _hold(self, shard: Shard, model: DeepLabV3Plus, progress: Progress) -> Held:
-        config, backend = self.config, self.backend
-        images = map_images(Path(self.job.store), *shard, config.data.image_size)
-        where = place(config, measure(config, backend, model, len(images), 0), backend.budget_bytes)
-        frames = frames_of(images, config, backend, where.images)
-        features = Features.of(frames, model, backend, where.cache, "features", progress, self.job.batch)
-        self.shards[shard] = Held(frames, features)
-        return self.shards[shard]
-
-
-_holder: Holder | None = None
-"""In a worker: of one run at a time."""
-
-
-def answer(home: bool, mine: frozenset[Shard], shard: Shard, job: Job, pass_: Pass,
-           question: Callable[[Predictions], Any], weights: bytes, progress: Progress) -> Any:
-    """The task: what a pass found in a shard. What the worker does not hold (any more, or yet) is made first.
-
-    ``home``: the worker is the one that shall hold the shard, and ``mine`` are all that it shall hold.
-    """
-    global _holder
-    if _holder is None or _holder.job.run != job.run:
-        _holder = Holder(job)
-    for other in [other for other in _holder.shards if home and other not in mine]:
-        del _holder.shards[other]
-    return question(_holder.look(shard, pass_, weights, progress))
-
-
-def forget(run: str) -> None:
-    """Drop what this worker holds of a run."""
-    global _holder
-    if _holder is not None and _holder.job.run == run:
-        _holder = None
-
-
-def nothing(*args: Any) -> None:
-    """A task of no work: what it takes is the scheduler's."""
-
-
-def ready(seen: Predictions) -> None:
-    """Nothing is asked: the shard is to be there."""
-
-
-def ranked(labelled: np.ndarray, n: int, seen: Predictions) -> tuple[np.ndarray, np.ndarray, int]:
-    """Ids int64 and scores float32 of the shard's n most uncertain patches, and the first patch that is not finite.
-
-    Ids count within the shard; ``labelled`` are those that may not be asked for.
-    """
-    if seen.score is None:
-        device = next(values.device for values in (seen.features, seen.probabilities) if values is not None)
-        return np.empty(0, np.int64), np.empty(0, np.float32), int(seen.bad(device))
-    score = seen.score
-    free = torch.ones(len(score), dtype=torch.bool, device=score.device)
-    free[torch.from_numpy(labelled).to(score.device)] = False
-    ids = top(score, free, len(score) - len(labelled), n)
-    return ids.cpu().numpy(), score[ids].cpu().numpy(), int(seen.bad(score.device))
-
-
-def rows(name: str, ids: np.ndarray | None, seen: Predictions) -> np.ndarray:
-    """Rows of a field, of all patches of the shard without ``ids``."""
-    values: Tensor = getattr(seen, name)
-    return (values if ids is None else values[torch.from_numpy(ids).to(values.device)]).cpu().numpy()
-
-
-# --- where the run is -------------------------------------------------------------------------------------------------
+from .workers import Broadcast, Workers
 
 
 @dataclass
 class Shards:
     """The pool on the workers."""
 
-    workers: cluster.Workers
+    workers: Workers
     job: Job
     ranges: Sequence[Shard]
     """They cover the pool without overlap, in the order of ids."""
@@ -199,7 +52,7 @@ class Shards:
     passes: int = 0
 
     @classmethod
-    def of(cls, workers: cluster.Workers, config: Config, backend: Backend, store: Path, frames: Frames, batch: int,
+    def of(cls, workers: Workers, config: Config, backend: Backend, store: Path, frames: Frames, batch: int,
            ranges: Sequence[Shard] | None = None) -> "Shards":
         """Cut a pool into equal ranges, one per worker, or into those given."""
         precision = str(backend.dtype).removeprefix("torch.")  # not what another processor would choose
@@ -228,7 +81,7 @@ class Shards:
         self.passes += 1
         return Pass(self.passes, model.decoder.classify.out_channels, frozenset(needs))
 
-    def _ask(self, pass_: Pass, weights: "bytes | cluster.Broadcast", which: Iterable[int],
+    def _ask(self, pass_: Pass, weights: bytes | Broadcast, which: Iterable[int],
              question: Callable[[int], Callable[[Predictions], Any]], progress: Progress, stage: str) -> list[Any]:
         """Put a question to some shards; answers in their order."""
         if isinstance(weights, bytes):
@@ -240,7 +93,7 @@ class Shards:
 class Sharded:
     """What the workers found in a pass: the operations of `Predictions`, with the fields left where they are."""
 
-    def __init__(self, shards: Shards, pass_: Pass, weights: "cluster.Broadcast", free: Tensor, n: int,
+    def __init__(self, shards: Shards, pass_: Pass, weights: Broadcast, free: Tensor, n: int,
                  progress: Progress) -> None:
         self.shards, self.pass_, self.weights, self.n, self.progress = shards, pass_, weights, n, progress
         self.firsts = np.array([first * shards.cells for first, _ in shards.ranges])
@@ -320,16 +173,16 @@ def to_bytes(model: DeepLabV3Plus) -> bytes:
     return to_safetensors({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
 
 
-def start(config: Config) -> cluster.Workers:
+def start(config: Config) -> Workers:
     """The workers that ``query.workers`` names. Raises `InputError` where there are none."""
     where, threads = config.query.workers, torch.get_num_threads()
     if where is None:
         where = max(threads // 4, 1)
     if isinstance(where, int):
-        return cluster.Workers(cluster.local(where, max(threads // where, 1)), share_memory=True)
+        return Workers(cluster.local(where, max(threads // where, 1)), share_memory=True)
     if where == "cuda":
-        return cluster.Workers(cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)))
-    return cluster.Workers(cluster.connected(where))
+        return Workers(cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)))
+    return Workers(cluster.connected(where))
 
 
 def check_local(config: Config, doing: str) -> None:

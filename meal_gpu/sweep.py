@@ -20,6 +20,7 @@ from .datasets import Dataset, open_dataset
 from .errors import InputError
 from .experiment import check_feasible
 from .files import write_atomic
+from .jobs import Job, run_jobs
 from .launch import check_same_run, finished
 from .report import load_sweep, write_report
 from .select import find_strategy
@@ -99,17 +100,17 @@ def _run(client: "Client", missing: Sequence[Point], directory: Path, console: C
     """Failed points and why."""
     console.print(f"{before}{len(missing)} runs to do. Dask's dashboard: {client.dashboard_link}", highlight=False,
                   soft_wrap=True)
-    jobs = []
+    todo = []
     for point in missing:
         config = point.config
         if slots is not None and config.data.budget_gb is None:  # each would take half of what is free now
             share = round(resolve(config).budget_bytes / slots / 1e9, 3)
             config = config.model_copy(update={"data": config.data.model_copy(update={"budget_gb": share})})
-        jobs.append(cluster.Job(point.name, str(directory / point.name), config.dump()))
+        todo.append(Job(point.name, str(directory / point.name), config.dump()))
     shape = [(point.name, len(point.config.seeds), point.config.query.rounds + 1) for point in missing]
     failures = {}
     with Board(console, shape, directory.name) as board:
-        for name, failure in cluster.run_jobs(client, jobs, board.notice):
+        for name, failure in run_jobs(client, todo, board.notice):
             board.end(name, failure)
             if failure:
                 failures[name] = failure

@@ -289,7 +289,7 @@ def test_each_library_is_imported_in_one_file():
     assert homes["cupy"] == {"kernels/entropy_cuda.py"}
     assert homes["umap"] <= {"meal_gpu/embed.py", "bench/embed.py"}  # a benchmark compares with it unseeded
     assert len(homes.get("nvidia", ())) <= 1
-    assert homes.get("dask_cuda", set()) <= {"meal_gpu/cluster.py"}
+    assert homes["dask"] | homes.get("dask_cuda", set()) == {"meal_gpu/cluster.py"}
     assert not {"rmm", "cudf"} & set(homes)
 
 

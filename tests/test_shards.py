@@ -15,12 +15,12 @@ import distributed
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_camvid import thinned
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_config, tiny_model
 
-from meal_gpu import cluster, shards
+from meal_gpu import cluster, holder, shards
 from meal_gpu import experiment as experiment_module
 from meal_gpu import features as features_module
 from meal_gpu.acquire import acquire
@@ -41,6 +41,7 @@ from meal_gpu.records import read_rounds
 from meal_gpu.select import STRATEGIES, find_strategy
 from meal_gpu.shards import Shards, even
 from meal_gpu.timing import StageClock, no_progress
+from meal_gpu.workers import Workers
 
 DASK = [sys.executable, "-m", "dask"]
 
@@ -60,7 +61,6 @@ def one_thread():
 
 
 @given(st.data(), st.integers(1, 40), st.integers(1, 6), st.integers(1, 45))
-@settings(deadline=None)
 def test_the_first_of_the_parts_are_the_first_of_the_whole(data, n_patches, n_parts, n):
     """Any patches in any part, scores from four values (so that most are tied, also across parts), some labelled."""
     score = torch.tensor(data.draw(st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, float("nan")]), min_size=n_patches,
@@ -85,7 +85,7 @@ def test_ranges_cover_the_pool_evenly(n_images, n):
 
 
 class Here:
-    """The tasks of `cluster.Workers`, done by this process."""
+    """The tasks of `Workers`, done by this process."""
 
     share_memory = False
 
@@ -135,7 +135,7 @@ def test_any_ranges_give_the_bits_of_one_process(tmp_path, context, frozen):
         assert torch.equal(seen.best(100), order)  # more than came along
         assert seen.bad(CPU) == -1
         split.close()
-        assert shards._holder is None
+        assert holder._holder is None
 
 
 def test_the_first_patch_that_is_not_finite_is_found_over_all_shards(tmp_path):
@@ -145,8 +145,8 @@ def test_the_first_patch_that_is_not_finite_is_found_over_all_shards(tmp_path):
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CPU)
     split = Shards.of(Here(), config, backend, tmp_path, frames, 6)
     split.open(model.eval())
-    shards._holder.shards[2, 4].features.cache[1][1] = torch.nan  # image 3
-    shards._holder.shards[4, 6].features.cache[1][0] = torch.nan
+    holder._holder.shards[2, 4].features.cache[1][1] = torch.nan  # image 3
+    holder._holder.shards[4, 6].features.cache[1][0] = torch.nan
     assert split.look(model, {"score"}, torch.ones(36, dtype=torch.bool), 8).bad(CPU) == 18
     split.close()
 
@@ -158,22 +158,22 @@ def test_a_worker_keeps_one_run_and_what_it_shall_hold(tmp_path):
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CPU)
     first, second = (Shards.of(Here(), config, backend, tmp_path, frames, 4, even(4, 4)) for _ in range(2))
     first.open(model)
-    assert sorted(shards._holder.shards) == even(4, 4)
-    weights, look = shards.to_bytes(model), shards.Pass(1, 3, frozenset())
+    assert sorted(holder._holder.shards) == even(4, 4)
+    weights, look = shards.to_bytes(model), holder.Pass(1, 3, frozenset())
 
     def ask(home, mine, shard, job):
-        shards.answer(home, frozenset(mine), shard, job, look, shards.ready, weights, no_progress)
+        holder.answer(home, frozenset(mine), shard, job, look, holder.ready, weights, no_progress)
 
     ask(False, {(1, 2)}, (1, 2), first.job)  # a stand-in drops nothing
-    assert len(shards._holder.shards) == 4
+    assert len(holder._holder.shards) == 4
     ask(True, {(1, 2), (2, 3)}, (1, 2), first.job)
-    assert sorted(shards._holder.shards) == [(1, 2), (2, 3)]
+    assert sorted(holder._holder.shards) == [(1, 2), (2, 3)]
     ask(True, {(0, 1)}, (0, 1), second.job)
-    assert list(shards._holder.shards) == [(0, 1)]
+    assert list(holder._holder.shards) == [(0, 1)]
     first.close()
-    assert list(shards._holder.shards) == [(0, 1)]
+    assert list(holder._holder.shards) == [(0, 1)]
     second.close()
-    assert shards._holder is None
+    assert holder._holder is None
 
 
 def test_a_store_that_a_worker_does_not_see_is_named(tmp_path):
@@ -276,7 +276,7 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
             local.scale(n)
             with distributed.Client(local) as client:
                 client.wait_for_workers(n)
-                workers = cluster.Workers(nullcontext(client))
+                workers = Workers(nullcontext(client))
                 for experiment, _, _ in experiments:
                     features = experiment.frozen_features or experiment.features(experiment.pretrained)
                     experiment.shards = Shards.of(workers, experiment.config, experiment.backend,
@@ -303,7 +303,7 @@ def noisy(tmp_path):
     expected = top(score, torch.ones(960, dtype=torch.bool), 960, 50)
 
     def split(client):
-        return Shards.of(cluster.Workers(nullcontext(client)), config, backend, tmp_path, frames, 2), model, expected
+        return Shards.of(Workers(nullcontext(client)), config, backend, tmp_path, frames, 2), model, expected
 
     return split
 
