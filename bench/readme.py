@@ -32,18 +32,22 @@ def _is_result(file: Path) -> bool:
 def _one(name: str, result: Result) -> str:
     machine = result.machine
     where = machine.get("gpu") if result.device == "cuda" else machine["cpu"]
-    lines = [f"**{result.subject}** ([`{name}.json`](bench/results/{name}.json); {where}, {result.roofs.threads} "
-             f"threads, torch {machine['torch']}, commit {machine.get('commit')})", "",
-             "| stage | items | median ms (20–80 %) | items/s | bound | of roof | of a round | × baseline (20–80 %) |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [f"### {result.subject}", "",
+             f"[`{name}.json`](bench/results/{name}.json): {where}, threads: {result.roofs.threads}, torch "
+             f"{machine['torch']}, commit {machine.get('commit')}.", ""]
+    if "budget_gb" in result.settings:
+        return "\n".join([*lines, *_memory(result), ""])
+    whole = result.part == "round"
+    lines = [*lines, "| stage | items | median ms (20–80 %) | items/s | bound | of roof | "
+             f"{'of a round | ' if whole else ''}× baseline (20–80 %) |", f"|{' --- |' * (8 if whole else 7)}"]
     for stage in result.stages:
         versus = [f"{other.name} {other.ratio[1]:.1f} ({other.ratio[0]:.1f}–{other.ratio[2]:.1f})"
                   for other in stage.baselines if other.ratio]
         times = stage.times
         lines.append(f"| {stage.name} | {stage.items:,} {stage.unit} | {times.median_ms:,.4g} ({times.low_ms:,.4g}–"
                      f"{times.high_ms:,.4g}) | {stage.items_per_second:,.4g} | {stage.bound or '–'} | "
-                     f"{f'{stage.share_of_roof:.0%}' if stage.bound else '–'} | {share(stage)} | "
-                     f"{'; '.join(versus) or '–'} |")
+                     f"{f'{stage.share_of_roof:.0%}' if stage.bound else '–'} | "
+                     f"{f'{share(stage)} | ' if whole else ''}{'; '.join(versus) or '–'} |")
     lines.append("")
     if result.whole:
         lines.append(f"A whole round in one go ({result.whole.content}): {result.whole.times.median_ms / 1e3:,.1f} s; "
@@ -53,8 +57,19 @@ def _one(name: str, result: Result) -> str:
     if below:
         lines += ["", "Below half of their roof:", "", *(f"- {line}" for line in below), ""]
     lines += [f"{one.stage} grows with {one.over} ^ {one.exponent:.2f}. " for one in result.growth]
-    lines += [f"Next: {advice(result)}", ""]
+    lines += [f"Next: {advice(result)}", ""] if whole else []
     return "\n".join(lines)
+
+
+def _memory(result: Result) -> list[str]:
+    """Of `bench stream`: the memory at its highest, each phase in a process of its own."""
+    lines = ["| | images | seconds | most memory, GB | of it when all was imported | added |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for stage in result.stages:
+        highest, added = stage.peak.host_bytes or 0, stage.peak.host_added_bytes or 0
+        lines.append(f"| {stage.name.split()[0]} | {stage.items:,} | {stage.times.median_ms / 1e3:,.0f} | "
+                     f"{highest / 1e9:.2f} | {(highest - added) / 1e9:.2f} | {added / 1e9:.2f} |")
+    return lines
 
 
 def updated(readme: str, content: str) -> str:
