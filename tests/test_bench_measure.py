@@ -66,7 +66,7 @@ def test_calibration_stands_beside_every_sample(monkeypatch):
     calibration = Calibration(CPU)
     assert calibration.seconds(0.01) > 1e-5
     monkeypatch.setattr(calibration, "seconds", lambda beside: next(answers))
-    monkeypatch.setattr(measure, "_stood_ready", dict)  # nobody else is on the machine
+    monkeypatch.setattr(measure, "stood_ready", dict)  # nobody else is on the machine
     timing = interleaved({"a": slow}, Effort(0.0, 3, 3, 0.0), calibration=calibration)["a"]
     assert [seconds / 0.003 for seconds in timing.seconds] == pytest.approx(timing.calibrated)
 
@@ -74,7 +74,7 @@ def test_calibration_stands_beside_every_sample(monkeypatch):
 def test_time_that_others_took_is_not_counted(monkeypatch):
     """2 of 10 ms were spent ready to run; a sleep is not, and stays."""
     waited = itertools.cycle([{"1": 0, "2": 0}, {"1": 1_000_000, "2": 2_000_000, "3": 0}])
-    monkeypatch.setattr(measure, "_stood_ready", lambda: next(waited))
+    monkeypatch.setattr(measure, "stood_ready", lambda: next(waited))
     wall, undisturbed = Timer(CPU).undisturbed(lambda: slow(0.01))
     assert wall - undisturbed == pytest.approx(0.002)
     monkeypatch.undo()
