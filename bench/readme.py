@@ -32,7 +32,7 @@ def _is_result(file: Path) -> bool:
 def _one(name: str, result: Result) -> str:
     machine = result.machine
     where = machine.get("gpu") if result.device == "cuda" else machine["cpu"]
-    lines = [f"### {result.subject}", "",
+    lines = [f"### bench {result.part}: {result.subject}", "",
              f"[`{name}.json`](bench/results/{name}.json): {where}, threads: {result.roofs.threads}, torch "
              f"{machine['torch']}, commit {machine.get('commit')}.", ""]
     if "budget_gb" in result.settings:
