@@ -4,9 +4,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Before PyTorch is imported: test processes side by side share the cores, and so do the processes that they start.
-os.environ.setdefault("OMP_NUM_THREADS",
-                      str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))))
+# Before PyTorch is imported. One thread in every test process and in those that it starts: on maps this small a team of
+# threads costs more than it computes, and where cores are shared it waits for its own members, spinning (25 times the
+# CPU seconds on a busy machine). Set without asking how many processes there are: pytest-xdist's workers inherit what
+# its controller set, so that a share of the cores would come out as all of them in each. What depends on the number of
+# threads is tested with more than one by tests that ask for them; those threads wait asleep.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import numpy as np

@@ -27,6 +27,23 @@ def test_the_kernel_gives_the_same_bits_for_every_value():
         assert torch.equal(found.permute(0, 3, 1, 2), normalise(values))
 
 
+@pytest.mark.parametrize("tiles", [(1, 1), (3, 5)])
+def test_any_number_of_threads_cuts_the_same_frames(tiles):
+    """Images large enough for every thread to have runs of its own; frames in any order, some twice."""
+    images, n = noise(6, 93, 160), 6 * tiles[0] * tiles[1]
+    frames = torch.randint(0, n, (2 * n,), generator=torch.Generator().manual_seed(0))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 2):  # more than numba has are clipped
+            torch.set_num_threads(threads)
+            results.append([cut_frames(images, frames, tiles), cut_frames(images, frames, tiles, statistics(CPU))])
+    finally:
+        torch.set_num_threads(before)
+    for cut, normalised in results[1:]:
+        assert torch.equal(cut, results[0][0])
+        assert torch.equal(normalised, results[0][1])
+
+
 def test_dali_gives_the_same_bits_for_every_value():
     """All 256 values of all three channels: nothing else can come."""
     pytest.importorskip("nvidia.dali")
