@@ -13,10 +13,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from numba import get_num_threads, njit, prange, set_num_threads
-from numba.core.config import NUMBA_NUM_THREADS
+from numba import njit, prange
 from torch import Tensor
+
+from .jit import parallel, torch_threads
 
 TILE = 768  # values: a multiple of three channels and of the widest vectors; both statistics stay in the L1 cache
 
@@ -35,6 +35,10 @@ def _normalised(source, mean, scale, target):  # type: ignore[no-untyped-def]
         read, written = source[first : first + TILE], target[first : first + TILE]
         for j in range(written.size):
             written[j] = (np.float32(read[j]) - mean[j]) * scale[j]
+
+
+# The loop stands twice: one kernel that asks in every row whether to normalise, or a function that both call for a row,
+# copies patches a tenth to a quarter slower.
 
 
 def _copy(images, frames, runs, rows, cols, out):  # type: ignore[no-untyped-def]
@@ -66,13 +70,8 @@ _SIGNATURES = {_copy: f"void({_INDICES}, uint8[:,:,::1])",
 
 @cache
 def kernel(function: Any) -> Any:
-    """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
-    try:
-        return njit(_SIGNATURES[function], parallel=True, cache=True, error_model="numpy")(function)
-    except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
-        if "cache" not in str(error):
-            raise
-        return njit(_SIGNATURES[function], parallel=True, error_model="numpy")(function)
+    """The compiled numba function."""
+    return parallel(function, _SIGNATURES[function], error_model="numpy")
 
 
 def cut(
@@ -98,9 +97,5 @@ def cut(
     if statistics is not None:
         arguments += [np.tile(values.numpy(), TILE // len(values)) for values in statistics]
     run = kernel(_copy if statistics is None else _normalise)
-    before = get_num_threads()
-    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
-    try:
+    with torch_threads():
         run(*arguments, out.numpy().reshape(*out.shape[:2], -1))
-    finally:
-        set_num_threads(before)

@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, set_num_threads, types
-from numba.core.config import NUMBA_NUM_THREADS
+from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .jit import parallel, torch_threads
 from .reference import FLOAT32_LIMIT, SCORES, taps
 
 TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
@@ -345,12 +345,7 @@ _SIGNATURE = (
 @cache
 def kernel() -> Any:
     """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
-    try:
-        return njit(_SIGNATURE, parallel=True, cache=True)(_scores)
-    except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
-        if "cache" not in str(error):
-            raise
-        return njit(_SIGNATURE, parallel=True)(_scores)
+    return parallel(_scores, _SIGNATURE)
 
 
 @lru_cache(maxsize=32)
@@ -399,11 +394,8 @@ def patch_entropy(
     row_sums = np.empty((B, used, cols), np.float32)
     out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
     shape_arguments = plan(h, w, H, W, used, align_corners)
-    run = kernel()
-    before = get_num_threads()
-    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
-    try:
-        run(
+    with torch_threads():
+        kernel()(
             f32,
             bits,
             kind,
@@ -417,7 +409,5 @@ def patch_entropy(
             row_sums,
             out,
         )
-    finally:
-        set_num_threads(before)
     per_row = row_sums[:, : rows * patch_h].reshape(B, rows, patch_h, cols)
     sums.copy_(torch.from_numpy(per_row.sum(axis=2, dtype=np.float64)))
