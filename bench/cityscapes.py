@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from meal_gpu.backend import usable_cores
 from meal_gpu.datasets import CITYSCAPES
 from meal_gpu.files import write_atomic
 from meal_gpu.grid import Size
+from meal_gpu.machine import usable_cores
 from meal_gpu.scenes import CLASSES, draw_scene
 
 NOISE = 1.2

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import get_num_threads, njit, prange, set_num_threads
-from numba.core.config import NUMBA_NUM_THREADS
+from numba import njit, prange
 from PIL import Image
 
-from meal_gpu.backend import machine, usable_cores
+from meal_gpu import machine
+from meal_gpu.kernels.jit import torch_threads
 from meal_gpu.work import Roofs
 
 from .measure import Effort, interleaved, last_level_cache
@@ -28,7 +28,7 @@ ROOF_EFFORT = Effort(1.5, 3, 9, 0.3)
 
 def card() -> dict[str, Any]:
     """The machine and the code that was measured."""
-    known = {**machine(), "last_level_cache_bytes": last_level_cache(torch.device("cpu")), "commit": _commit()}
+    known = {**machine.card(), "last_level_cache_bytes": last_level_cache(torch.device("cpu")), "commit": _commit()}
     driver = Path("/proc/driver/nvidia/version")
     if "gpu" in known and driver.is_file():
         known["driver"] = driver.read_text().splitlines()[0]
@@ -67,13 +67,8 @@ def measure_roofs(device: torch.device, dtype: torch.dtype, images: Sequence[Pat
     if images:
         files = [file.read_bytes() for file in images]
         work["decode"] = ("pixels", sum(map(_pixels, files)), lambda: _decode_all(files))
-    before = get_num_threads()
-    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
-    try:
-        with torch.inference_mode():
-            timings = interleaved({name: call for name, (_, _, call) in work.items()}, effort, device)
-    finally:
-        set_num_threads(before)
+    with torch_threads(), torch.inference_mode():
+        timings = interleaved({name: call for name, (_, _, call) in work.items()}, effort, device)
     best: dict[str, float] = {}
     for name, (kind, count, _) in work.items():
         best[kind] = max(best.get(kind, 0.0), count / timings[name].best)
@@ -152,5 +147,5 @@ def _decode_all(files: Sequence[bytes]) -> None:
     def decode(file: bytes) -> None:
         Image.open(io.BytesIO(file)).load()
 
-    with ThreadPoolExecutor(usable_cores()) as threads:
+    with ThreadPoolExecutor(machine.usable_cores()) as threads:
         list(threads.map(decode, files))

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from meal_gpu.backend import usable_cores
 from meal_gpu.datasets import Sample
 from meal_gpu.evaluate import Score
 from meal_gpu.kernels import patch_entropy
+from meal_gpu.machine import usable_cores
 from meal_gpu.select import PoolView, represent
 from meal_gpu.train import patch_loss
 from meal_gpu.work import Work
@@ -154,21 +154,21 @@ def research_scores(ground: Ground) -> Rival:
                  "rms difference of the scores over their rms", len(images), lambda: error(ground))
 
 
-def research_epoch(ground: Ground, batch: int) -> Rival:
-    """A step of training from files, on whole images at full resolution with all else masked."""
+def research_epoch(ground: Ground, n: int, batch: int) -> Rival:
+    """Training on n patches, from files, on whole images at full resolution with all else masked."""
     research, plain = ground.research(), ground.plain()
     optimiser = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=ground.config.train.lr)
-    ids, pupil = ground.ids[:batch].tolist(), copy.deepcopy(ground.model)
+    ids, pupil = ground.ids[:n].tolist(), copy.deepcopy(ground.model)
 
     def error(of: Ground) -> float:
-        """In eval mode, where the engine's windows and whole images must give the same loss."""
+        """Of one batch, in eval mode, where the engine's windows and whole images must give the same loss."""
         with torch.no_grad():
-            theirs = float(research.loss(ground.plain().eval(), ids))
+            theirs = float(research.loss(ground.plain().eval(), ids[:batch]))
         return abs(window_loss(of, ground.ids[:batch], ground.labels[:batch]) / theirs - 1)
 
     return Rival("research code", lambda: research.epoch(plain, optimiser, ids, batch),
-                 lambda: ground.learn(pupil, batch), lambda: error(ground.exact), 1e-3,
-                 "relative difference of the loss in eval mode", batch, lambda: error(ground))
+                 lambda: ground.learn(pupil, n), lambda: error(ground.exact), 1e-3,
+                 "relative difference of a batch's loss in eval mode", n, lambda: error(ground))
 
 
 @torch.no_grad()

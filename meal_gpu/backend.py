@@ -1,22 +1,18 @@
-"""What this machine can do and what a run will use: the only place that probes hardware."""
+"""What a run will use: device, precision and libraries, by what works on this machine, each with its reason."""
 
-import contextlib
 import functools
-import importlib.metadata
 import importlib.util
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import numba
 import torch
 
-from . import rapids
+from . import machine, rapids
 from .config import Config
 from .errors import InputError, first_line
 from .kernels import patch_entropy
@@ -57,6 +53,15 @@ class Backend:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``bfloat16``"""
+        return str(self.dtype).removeprefix("torch.")
+
+    def share_gb(self, n: int) -> float:
+        """Of ``budget_bytes`` for each of n processes on this machine, in GB as ``data.budget_gb`` has it."""
+        return round(self.budget_bytes / n / 1e9, 3)
+
     def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
         """A function of tensors as ``compile`` says: itself, replayed as a CUDA graph, or compiled by inductor.
 
@@ -80,10 +85,9 @@ class Backend:
 
     def choices(self) -> dict[str, str]:
         """What was chosen and why, for people."""
-        name = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[self.dtype]
         return {
             "device": f"{self.device.type} ({self.device_reason})",
-            "precision": f"{name} ({self.dtype_reason})",
+            "precision": f"{self.precision} ({self.dtype_reason})",
             "compile": f"{self.compile} ({self.compile_reason})",
             "batch-norms": "folded for scoring and evaluation" if self.fold_norms else "as they are",
             "umap": f"{self.umap} ({self.umap_reason})",
@@ -120,7 +124,7 @@ def resolve(config: Config) -> Backend:
     if config.data.budget_gb is not None:
         budget = int(config.data.budget_gb * 1e9)
     else:
-        budget = _free_bytes(device) // 2
+        budget = machine.free_bytes(device) // 2
     loader, loader_reason = find_loader(config.data.loader)
     stream, stream_reason = "mapped", "the loader is not DALI"
     if config.data.loader == "dali":
@@ -161,30 +165,6 @@ def announce(backend: Backend, config: Config) -> None:
     for name, choice in backend.choices().items():
         if wanted.get(name) == "auto":
             _log.info("%s: %s", name, choice)
-
-
-def machine() -> dict[str, object]:
-    """The machine card that goes into ``environment.json`` and benchmark results."""
-    packages = ("torch", "timm", "numba", "umap-learn", "scikit-learn", "numpy")
-    extra = ("cupy-cuda13x", "cuml-cu13")
-    card: dict[str, object] = {
-        "meal_gpu": importlib.metadata.version("meal-gpu"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(_total_host_bytes() / 1e9, 1),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-    for name in extra:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            card[name] = importlib.metadata.version(name)
-    if torch.cuda.is_available():
-        card["gpu"] = torch.cuda.get_device_name()
-        card["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
-        card["cuda"] = torch.version.cuda
-    return card
 
 
 def _start_threads() -> None:
@@ -276,30 +256,3 @@ def _compiler(wanted: str, device: torch.device) -> str:
         raise InputError("model.compile is 'inductor', which needs Triton on CUDA, and it is not installed: pip "
                          "install triton, or use model.compile: graphs or none.")
     return "asked for"
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return _total_host_bytes() // 2
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _total_host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -138,16 +138,19 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Di
 def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
          set_: SetOption = None) -> None:
     """What this machine is, which backends would be used and why; with a CONFIG, what its run will need."""
-    from .backend import machine, resolve
+    from . import machine
+    from .backend import resolve
     from .estimate import describe as estimated
-    from .sizing import describe
+    from .sizing import Extent, describe
 
     loaded = Config.load(config or {}, set_)
     backend = resolve(loaded)
-    needs = describe(loaded, backend) if config else {}
-    stages = estimated(loaded, backend) if config else {}
+    needs, stages = {}, {}
+    if config:
+        extent = Extent.of(loaded)
+        needs, stages = describe(loaded, backend, extent), estimated(loaded, backend, extent)
     table = Table(show_header=False, box=None, pad_edge=False)
-    for rows in (backend.choices(), needs, stages, {key: str(value) for key, value in machine().items()}):
+    for rows in (backend.choices(), needs, stages, {key: str(value) for key, value in machine.card().items()}):
         for key, value in rows.items():
             table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(value))
         if rows:

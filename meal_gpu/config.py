@@ -101,6 +101,11 @@ class ModelConfig(Section):
     """How scoring, evaluation and training steps are run: operation by operation; ``graphs``: recorded, and replayed as
     CUDA graphs (on the CPU traced, but run one by one), the same arithmetic; ``inductor``: compiled, other rounding."""
 
+    @property
+    def without_weights(self) -> "ModelConfig":
+        """The same network at random values: for shapes alone, or for weights that come from elsewhere."""
+        return self.model_copy(update={"weights": "none"})
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.cache_features == "always" and not self.freeze_backbone:
@@ -238,6 +243,10 @@ class Config(Section):
             lines = [_explain(cls, detail) for detail in error.errors()]
             where = "" if isinstance(source, dict) else f"{source}: "
             raise InputError(where + "\n".join(lines)) from None
+
+    def revised(self, section: str, **values: Any) -> "Config":
+        """With other values in one section. They are not checked: they come from the program."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
     def dump(self) -> str:
         """The fully resolved configuration as YAML; `load` of it gives an equal config."""

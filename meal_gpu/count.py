@@ -14,11 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import Config
-from .features import images_per_batch
+from .features import full_batch
 from .grid import Grid
 from .kernels import cost
 from .model import RATES, DeepLabV3Plus
-from .sizing import frame_grid
 from .windows import Windows, along
 from .work import Work
 
@@ -60,11 +59,10 @@ class Network:
 
     @classmethod
     def of(cls, config: Config, classes: int, dtype: torch.dtype) -> "Network":
-        images, grid = config.data.tiling(), frame_grid(config)
-        batch = images_per_batch(images) * images.cells // grid.cells
+        grid = config.data.tiling().within(config.data.context)
         with META:
-            model = DeepLabV3Plus(classes, config.model.model_copy(update={"weights": "none"}))
-        return cls(model, grid, classes, dtype.itemsize, batch)
+            model = DeepLabV3Plus(classes, config.model.without_weights)
+        return cls(model, grid, classes, dtype.itemsize, full_batch(config.data))
 
     def maps(self, n: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .backend import usable_cores
 from .datasets import INVALID, Sample
 from .errors import InputError
 from .grid import Size
 from .imagefile import Picture, read_image, read_mask, read_picture
+from .machine import usable_cores
 
 _log = logging.getLogger("meal_gpu")
 Decoded = tuple[np.ndarray, np.ndarray | None]

@@ -8,10 +8,11 @@ import math
 
 import torch
 
-from .backend import Backend, machine, usable_cores
+from . import machine
+from .backend import Backend
 from .config import Config
 from .count import Network
-from .sizing import extent
+from .sizing import Extent
 from .work import Roofs, Work
 
 # Memory bandwidth, dense bfloat16 products; exponentials are 16 a clock on each multiprocessor, at the boost clock
@@ -29,7 +30,7 @@ PNG_PIXELS = 45e6
 def counts(config: Config, n: int, n_val: int, classes: int) -> dict[str, Work]:
     """Bytes, FLOPs and exponentials of a round's stages, in bfloat16: ``n`` images of the pool, ``n_val`` others."""
     network = Network.of(config, classes, torch.bfloat16)
-    per_image = 1 if config.data.context == "image" else config.data.tiling().cells
+    per_image = config.data.tiling().per_image(config.data.context)
     labelled = middle(config, n)
     return {
         "features of the pool": network.features(n * per_image),
@@ -46,19 +47,19 @@ def middle(config: Config, n: int) -> int:
     return (query.n_initial_images or n) * config.data.tiling().cells + query.rounds // 2 * query.n_query
 
 
-def describe(config: Config, backend: Backend) -> dict[str, str]:
-    """The stages of a round and what each takes at least, for people. Raises `InputError` as `sizing.describe`."""
-    name = next((name for name in DATA_SHEETS if name in str(machine().get("gpu", "")).lower()), "h100")
+def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
+    """The stages of a round and what each takes at least, for people."""
+    name = next((name for name in DATA_SHEETS if name in str(machine.card().get("gpu", "")).lower()), "h100")
     sheet, query, train = DATA_SHEETS[name], config.query, config.train
-    classes, n, n_val, _, file_pixels = extent(config)
+    n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
     features, forward, kernel, epoch, evaluation = (
-        sheet.least(work)[0] for work in counts(config, n, n_val, classes).values())
+        sheet.least(work)[0] for work in counts(config, n, n_val, extent.n_classes).values())
     frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
     forward += 0.0 if frozen else features
     fit = _embedding(config, n, name)
     each_round = fit if query.strategy == "meal_ft" else 0.0
     total = forward + kernel + each_round + train.epochs * epoch + evaluations * evaluation
-    patches, cores = n * config.data.tiling().cells, usable_cores()
+    patches, cores = n * config.data.tiling().cells, machine.usable_cores()
     decode, embed = "nothing: its scenes are drawn", "nothing"
     if file_pixels:
         decode = (f"{_seconds((n + n_val) * file_pixels / PNG_PIXELS / cores)} once, were all files PNG of "

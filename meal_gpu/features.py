@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .backend import Backend
-from .config import Config
+from .config import Config, DataConfig
 from .frames import Frames, HeldFrames, StreamedFrames, resident, sent
 from .grid import Grid, Size
 from .model import RATES, DeepLabV3Plus, Upsampling, upsampling
@@ -183,13 +183,19 @@ def frames_of(images: np.ndarray, config: Config, backend: Backend, where: str) 
 
 
 def images_per_batch(grid: Grid) -> int:
-    """Images per forward pass over a pool."""
+    """Images per forward pass over a pool, where it holds so many."""
     return max(1, BATCH_PIXELS // (grid.height * grid.width))
 
 
 def batch_size(frames: Frames) -> int:
     """Frames per forward pass: whole images, and no more than there are."""
     return min(images_per_batch(frames.images_grid), frames.n_images) * frames.per_image
+
+
+def full_batch(data: DataConfig) -> int:
+    """Frames per forward pass over a pool that is no smaller."""
+    grid = data.tiling()
+    return images_per_batch(grid) * grid.per_image(data.context)
 
 
 def filled(batch: Tensor, size: int) -> Tensor:

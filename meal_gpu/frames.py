@@ -42,8 +42,7 @@ class Frames(ABC):
 
     @property
     def grid(self) -> Grid:
-        images = self.images_grid
-        return images if self.context == "image" else Grid(1, 1, images.patch_height, images.patch_width)
+        return self.images_grid.within(self.context)
 
     @property
     @abstractmethod
@@ -52,7 +51,7 @@ class Frames(ABC):
     @property
     def per_image(self) -> int:
         """Frames that an image holds."""
-        return 1 if self.context == "image" else self.images_grid.cells
+        return self.images_grid.per_image(self.context)
 
     @property
     def count(self) -> int:

@@ -53,6 +53,14 @@ class Grid:
     def patch_pixels(self) -> int:
         return self.patch_height * self.patch_width
 
+    def within(self, context: str) -> "Grid":
+        """The grid within a frame, which is what the network sees at once: an ``image``, or a ``patch`` alone."""
+        return self if context == "image" else Grid(1, 1, self.patch_height, self.patch_width)
+
+    def per_image(self, context: str) -> int:
+        """Frames that an image holds."""
+        return 1 if context == "image" else self.cells
+
     def box(self, cell: int) -> Box:
         """Pixel box ``(y0, x0, y1, x1)``, half open, of cell ``0 … cells - 1`` (row by row)."""
         row, col = divmod(cell, self.cols)

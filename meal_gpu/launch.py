@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .backend import machine
+from . import machine
 from .config import MACHINE_KEYS, Config
 from .engine import run_seed
 from .errors import InputError
@@ -143,10 +143,10 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     dataset, grid = experiment.stores.dataset, experiment.grid
     names = experiment.stores.train.names
     return {
-        **machine(),
+        **machine.card(),
         "device": experiment.backend.device.type,
         "device_reason": experiment.backend.device_reason,
-        "precision": str(experiment.backend.dtype).removeprefix("torch."),
+        "precision": experiment.backend.precision,
         "placement": experiment.placement.images,
         "placement_reason": experiment.placement.reason,
         "scoring": f"sharded, {len(experiment.shards.ranges)} parts" if experiment.shards else "local",

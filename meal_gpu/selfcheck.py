@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .backend import machine, resolve
+from . import machine
+from .backend import resolve
 from .checks import CHECKS
 from .config import Config
 from .errors import first_line
@@ -45,9 +46,9 @@ def selfcheck(names: Iterable[str] | None = None) -> Iterator[Result]:
 
 def as_json(results: list[Result]) -> bytes:
     """What to attach to a bug report: the machine, the choices, the results."""
-    choices = resolve(Config()).choices()
-    return (json.dumps({"machine": machine(), "choices": choices, "checks": [asdict(result) for result in results]},
-                       indent=1) + "\n").encode()
+    content = {"machine": machine.card(), "choices": resolve(Config()).choices(),
+               "checks": [asdict(result) for result in results]}
+    return (json.dumps(content, indent=1) + "\n").encode()
 
 
 def show(results: Iterable[Result], total: int, console: Console) -> list[Result]:

@@ -1,6 +1,7 @@
 """What a run needs in memory and on disk, before it starts: the arithmetic that `info` shows and placement follows."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,12 +14,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import scenes
+from . import cluster, scenes
 from .backend import Backend
 from .config import Config
 from .datasets import open_dataset
-from .features import images_per_batch
-from .grid import Grid
+from .features import full_batch
 from .kernels import patch_entropy
 from .model import RATES, DeepLabV3Plus
 from .train import patch_loss
@@ -66,11 +66,10 @@ class Placement:
 def measure(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int, n_val_images: int,
             masks: bool = True) -> Sizes:
     """The sizes of a run on that many images; ``model`` gives the shapes of its maps, whatever its weights."""
-    grid = config.data.tiling()
-    frame = frame_grid(config)
-    per_image = 1 if config.data.context == "image" else grid.cells
+    grid, context = config.data.tiling(), config.data.context
+    frame = grid.within(context)
     (c4, h4, w4), (c16, h16, w16) = model.map_shapes(frame.height, frame.width)
-    maps = per_image * (c4 * h4 * w4 + c16 * h16 * w16) * backend.dtype.itemsize
+    maps = grid.per_image(context) * (c4 * h4 * w4 + c16 * h16 * w16) * backend.dtype.itemsize
     pixels = grid.height * grid.width
     return Sizes(n_images, n_val_images, n_images * grid.cells, 3 * pixels * n_images, 3 * pixels * n_val_images,
                  pixels * (masks * n_images + n_val_images), maps * n_images, maps * n_val_images)
@@ -113,21 +112,48 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
 
 
-def describe(config: Config, backend: Backend) -> dict[str, str]:
+@dataclass(frozen=True)
+class Extent:
+    """How large a data set is, by its listing and the header of one file."""
+
+    n_classes: int
+    n_images: int
+    """Of the pool."""
+    n_val: int
+    masks: bool
+    """Whether the pool has some."""
+    file_pixels: int
+    """Of the first image file; 0 where there are no files."""
+
+    @classmethod
+    def of(cls, config: Config) -> "Extent":
+        """Raises `InputError` for a data set that is not there."""
+        data = config.data
+        if data.dataset == "demo":  # listing it would draw its scenes
+            return cls(len(scenes.CLASSES), data.n_images, data.n_val_images, True, 0)
+        dataset = open_dataset(data)
+        with Image.open(dataset.train[0].image) as file:  # reads the header
+            pixels = file.width * file.height
+        return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None,
+                   pixels)
+
+
+def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
     """What a run of this config needs, for people: counted and computed, with nothing decoded, drawn or trained.
 
-    Raises `InputError` for a data set that is not there and a network that cannot be built.
+    Raises `InputError` for a network that cannot be built.
     """
-    n_classes, n_images, n_val, masks, _ = extent(config)
+    n_images, n_val, sharded = extent.n_images, extent.n_val, config.query.scoring == "sharded"
     # Shapes are all that matters, so that nothing is downloaded.
-    model = DeepLabV3Plus(n_classes, config.model.model_copy(update={"weights": "none"}))
-    sizes = measure(config, backend, model, n_images, n_val, masks)
-    where = place(config, sizes, backend.budget_bytes)
+    model = DeepLabV3Plus(extent.n_classes, config.model.without_weights)
+    sizes = measure(config, backend, model, n_images, n_val, extent.masks)
+    where = place(config, sizes, backend.budget_bytes, sharded)
     weights = sum(value.nbytes for value in model.state_dict().values())
     trained = sum(value.nbytes for value in model.parameters() if value.requires_grad)
     features = "none: the backbone is trained"
     if config.model.freeze_backbone:
-        kept = "kept on the device" if where.cache else "computed again in every round"
+        kept = ("kept by the workers as far as they can" if sharded else
+                "kept on the device" if where.cache else "computed again in every round")
         features = f"{gigabytes(sizes.features)} of the pool, {kept}; {gigabytes(sizes.val_features)} of the validation"
         features += " images, " + ("kept" if where.val_cache else "computed again in every evaluation")
     return {
@@ -137,6 +163,7 @@ def describe(config: Config, backend: Backend) -> dict[str, str]:
         "features": features,
         "placement": f"{where.images} ({where.reason})" + (
             f"; validation images {where.val_images}" if n_val and where.val_images != where.images else ""),
+        **({"workers": _workers(config, backend, model, n_images)} if sharded else {}),
         "device memory": f"{gigabytes(where.device_bytes)} images and features, {gigabytes(weights + 3 * trained)} "
                          "network, gradients and Adam",
         "at its peak": f"{gigabytes(peak_scoring(config, backend, model))} more in scoring, "
@@ -144,24 +171,18 @@ def describe(config: Config, backend: Backend) -> dict[str, str]:
     }
 
 
-def extent(config: Config) -> tuple[int, int, int, bool, int]:
-    """Classes, images of the pool, images to validate on, whether there are masks, and pixels of the first file.
-
-    Raises `InputError` for a data set that is not there.
-    """
-    data = config.data
-    if data.dataset == "demo":  # listing it would draw its scenes
-        return len(scenes.CLASSES), data.n_images, data.n_val_images, True, 0
-    dataset = open_dataset(data)
-    with Image.open(dataset.train[0].image) as file:  # reads the header
-        pixels = file.width * file.height
-    return len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None, pixels
-
-
-def frame_grid(config: Config) -> Grid:
-    """The grid within what the network sees at once."""
-    grid = config.data.tiling()
-    return grid if config.data.context == "image" else Grid(1, 1, grid.patch_height, grid.patch_width)
+def _workers(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int) -> str:
+    """Where the parts of a sharded pool go, and what each of this machine's processes holds of its part."""
+    wanted = cluster.processes() if config.query.workers is None else config.query.workers
+    if wanted == "cuda":
+        return f"one for each of this machine's {torch.cuda.device_count()} CUDA devices, with equal parts of the pool"
+    if isinstance(wanted, str):
+        return f"those of the scheduler at {wanted}, with equal parts of the pool"
+    budget = backend.budget_bytes if config.data.budget_gb is not None else int(1e9 * backend.share_gb(wanted + 1))
+    part = measure(config, backend, model, math.ceil(n_images / wanted), 0)
+    where = place(config, part, budget)
+    held = (f"{gigabytes(part.features)} of features kept" if where.cache else f"images {where.images}: {where.reason}")
+    return f"{wanted} processes on this machine, each with {part.n_images:,} images at most, {held}"
 
 
 def peak_scoring(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
@@ -170,8 +191,7 @@ def peak_scoring(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
     The very network runs on tensors without memory, and the living ones are counted. What libraries take for
     themselves (workspaces, reordered weights) comes on top.
     """
-    images, frame = config.data.tiling(), frame_grid(config)
-    size = images_per_batch(images) * images.cells // frame.cells
+    frame, size = config.data.tiling().within(config.data.context), full_batch(config.data)
 
     def score(network: DeepLabV3Plus) -> None:
         pixels = torch.empty(size, frame.height, frame.width, 3).permute(0, 3, 1, 2)
@@ -188,7 +208,7 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
 
     Every patch of the batch is taken to be from a frame of its own, as early rounds nearly have it.
     """
-    frame, batch = frame_grid(config), config.train.batch_size
+    frame, batch = config.data.tiling().within(config.data.context), config.train.batch_size
     if config.train.sample == "image":
         batch *= frame.cells
     shapes = model.map_shapes(frame.height, frame.width)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meal_gpu import backend
-from meal_gpu.backend import announce, machine, resolve
+from meal_gpu.backend import announce, resolve
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
 
@@ -127,13 +127,6 @@ def test_automatic_choices_are_announced(caplog):
 
 def test_the_budget_is_half_of_what_is_free():
     budget = resolve(Config.load({}, ["device=cpu"])).budget_bytes
-    total = machine()["memory_gb"]
+    total = backend.machine.card()["memory_gb"]
     assert isinstance(total, float)
     assert 0 < budget <= total * 1e9 / 2
-
-
-def test_the_machine_card_is_complete():
-    card = machine()
-    assert card["torch"] == torch.__version__.split("+")[0] or card["torch"] == torch.__version__
-    assert {"meal_gpu", "python", "platform", "cpu", "cores", "threads", "memory_gb", "timm", "umap-learn"} <= set(card)
-    assert all(value not in (None, "", 0) for value in card.values())

@@ -7,16 +7,16 @@ from typer.testing import CliRunner
 from meal_gpu import cli, estimate
 from meal_gpu.config import Config
 from meal_gpu.estimate import DATA_SHEETS, counts, describe
+from meal_gpu.sizing import Extent
 from meal_gpu.work import Roofs, Work
 
-CITYSCAPES = (19, 2975, 500, True, 2048 * 1024)
+CITYSCAPES = Extent(19, 2975, 500, True, 2048 * 1024)
 
 
 def stages(monkeypatch, *overrides: str) -> dict[str, str]:
     """Of full-scale Cityscapes, without its files."""
-    monkeypatch.setattr(estimate, "extent", lambda config: CITYSCAPES)
-    monkeypatch.setattr(estimate, "usable_cores", lambda: 8)
-    shown = describe(Config.load("cityscapes", [*overrides]), tiny_backend())
+    monkeypatch.setattr(estimate.machine, "usable_cores", lambda: 8)
+    shown = describe(Config.load("cityscapes", [*overrides]), tiny_backend(), CITYSCAPES)
     return {key.strip(): text for key, text in shown.items()}
 
 
@@ -41,7 +41,7 @@ def test_what_a_run_does_otherwise(monkeypatch):
     assert "in every round" in tuned["embed"]
     assert "13 times" in tuned["evaluate"]
     assert stages(monkeypatch, "query.strategy=entropy")["embed"] == "nothing"
-    monkeypatch.setattr(estimate, "machine", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
+    monkeypatch.setattr(estimate.machine, "card", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
     assert "on an A100: an ESTIMATE" in stages(monkeypatch)["a round"]
 
 

@@ -12,7 +12,7 @@ from meal_gpu.experiment import prepare
 from meal_gpu.features import Features
 from meal_gpu.frames import HeldFrames
 from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.sizing import Sizes, _LiveBytes, describe, gigabytes, measure, peak_scoring, peak_training, place
+from meal_gpu.sizing import Extent, Sizes, _LiveBytes, describe, gigabytes, measure, peak_scoring, peak_training, place
 
 SIZES = Sizes(n_images=10, n_val_images=4, n_patches=160, pool=1000, val=400, masks=500, features=3000,
               val_features=1200)
@@ -122,13 +122,28 @@ def test_shapes_of_maps_are_computed_without_weights(backbone):
 
 def test_the_description_of_a_demo_draws_nothing(tmp_path):
     tiny = tiny_config(tmp_path)
-    shown = describe(tiny, resolve(tiny))
+    shown = describe(tiny, resolve(tiny), Extent.of(tiny))
     assert not (tmp_path / "store").exists()
     assert shown["pool"] == "6 images, 36 patches; 2 images to validate on"
     assert shown["placement"].startswith("streamed (read once")
     small = tiny.model_copy(update={"data": tiny.data.model_copy(update={"budget_gb": 1e-6})})
-    assert "do not fit into the budget of 0 MB" in describe(small, resolve(small))["placement"]
-    assert "computed again in every round" in describe(small, resolve(small))["features"]
+    assert "do not fit into the budget of 0 MB" in describe(small, resolve(small), Extent.of(small))["placement"]
+    assert "computed again in every round" in describe(small, resolve(small), Extent.of(small))["features"]
+
+
+def test_the_description_of_a_sharded_run(tmp_path):
+    """This process holds nothing of the pool; each of two workers holds half, within a third of the memory."""
+    tiny = tiny_config(tmp_path, **{"query.scoring": "sharded", "query.workers": 2})
+    shown = describe(tiny, resolve(tiny), Extent.of(tiny))
+    assert shown["placement"] == "streamed (the workers hold the pool)"
+    assert "kept by the workers" in shown["features"]
+    half = gigabytes(measure(tiny, resolve(tiny), tiny_model(), 3, 0).features)
+    assert shown["workers"] == f"2 processes on this machine, each with 3 images at most, {half} of features kept"
+    for workers, text in (("cuda", "one for each of"), ("tcp://there:8786", "the scheduler at tcp://there:8786")):
+        elsewhere = tiny.revised("query", workers=workers)
+        assert text in describe(elsewhere, resolve(elsewhere), Extent.of(elsewhere))["workers"]
+    small = tiny.revised("data", budget_gb=1e-6)
+    assert "images streamed" in describe(small, resolve(small), Extent.of(small))["workers"]
 
 
 def test_bytes_for_people():
