@@ -8,12 +8,14 @@ waits for it any more.
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .timing import Progress
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,12 +27,13 @@ COMMON: dict[str, Any] = {
     "preload": "meal_gpu.cluster",  # `dask_setup`
 }
 WAIT_S = 120.0
-"""A task waits so long for a directory whose last process is being stopped."""
+"""So long a task waits for a directory whose last process is being stopped, and a run for workers to come back."""
 LIVES = 4
-"""A run is given up when its workers die so often without a finished round between."""
+"""A run is given up when its workers die so often without anything finished between."""
 CONNECT_S = 10.0
 TICK_S = 0.5
-"""Between two reports of progress by one run."""
+"""Between two reports of progress by one task."""
+
 
 class Unwanted(Exception):  # noqa: N818
     """Nobody waits for this task any more; it stops, and what is finished is kept."""
@@ -75,11 +78,46 @@ def connected(address: str) -> "Iterator[Client]":
         yield client
 
 
-def check_wanted(worker: Any, key: Any) -> None:
-    """Called by a task as it goes. Raises `Unwanted` when it is cancelled, or the scheduler is lost."""
-    task = worker.state.tasks.get(key)
-    if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
-        raise Unwanted(key)  # Dask does not interrupt a thread
+def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Client]":
+    """Workers at a place: so many processes on this machine, ``cuda``, or a scheduler's address.
+
+    This process's threads are divided among those on this machine, as if all processes that ``place`` says were started
+    even where ``most`` are fewer: threads decide how sums are split.
+    """
+    import torch
+
+    threads = torch.get_num_threads()  # what one process would use here: all cores, or OMP_NUM_THREADS
+    if isinstance(place, int):
+        return local(place if most is None else min(place, most), max(threads // place, 1))
+    if place == "cuda":
+        return cuda(max(threads // max(torch.cuda.device_count(), 1), 1))
+    return connected(place)
+
+
+def processes() -> int:
+    """How many on this machine, where nobody says: one per four threads."""
+    import torch
+
+    return max(torch.get_num_threads() // 4, 1)
+
+
+def reporting(worker: Any, topic: str, who: dict[str, Any]) -> Progress:
+    """The ``progress`` of the task that a worker runs: told to ``topic`` with ``who``, now and then and at every stage.
+
+    It raises `Unwanted` when the task is cancelled, or the scheduler is lost: Dask does not interrupt a thread.
+    """
+    key, last = worker.get_current_task(), ("", 0.0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        task = worker.state.tasks.get(key)
+        if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
+            raise Unwanted(key)
+        if stage != last[0] or time.monotonic() - last[1] > TICK_S:
+            last = stage, time.monotonic()
+            worker.log_event(topic, {**who, "stage": stage, "done": done, "total": total})
+
+    return progress
 
 
 def dask_setup(worker: Any) -> None:

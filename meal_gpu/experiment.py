@@ -77,7 +77,7 @@ class Experiment:
         Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of both as well.
         """
         torch.manual_seed(derive(seed, round_, "train"))
-        model = DeepLabV3Plus(self.num_classes, self.config.model.model_copy(update={"weights": "none"}))
+        model = DeepLabV3Plus(self.num_classes, self.config.model.without_weights)
         model.backbone.load_state_dict(self.pretrained.backbone.state_dict())
         return model.to(self.backend.device)
 
@@ -99,10 +99,9 @@ class Experiment:
         query = self.config.query
         if self.shards is not None and needs:
             return self.shards.look(model, needs, free, query.n_informative, self.progress)
-        constant = self.config.model.freeze_backbone and "features" in needs
-        seen = predict(model, self.features(model), needs - {"features"} if constant else needs, query.score,
-                       self.backend, self.progress)
-        return replace(seen, features=self.pretrained_vectors, constant_features=True) if constant else seen
+        frozen = self.config.model.freeze_backbone
+        return predict(model, self.features(model), needs, query.score, self.backend, self.progress,
+                       (lambda: self.pretrained_vectors) if frozen else None)
 
     def embedding(self, seed: int) -> Embedding:
         """Φ of Step 0, fitted on the pretrained vectors of the whole pool, or of a sample of it; once per seed."""

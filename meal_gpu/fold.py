@@ -31,9 +31,11 @@ def for_scoring(model: DeepLabV3Plus, backend: Backend) -> DeepLabV3Plus:
     if not backend.fold_norms:
         return model
     twin = _TWINS.get(model)
-    if twin is None or twin.device != _device(model):
+    new = twin is None or twin.device != _device(model)
+    if twin is None or new:
         twin = _TWINS[model] = _Twin(model)
-    return twin.updated(model)
+    twin.copy(model, everything=new or not model.freeze_backbone)
+    return twin.network.eval()
 
 
 class _Twin:
@@ -47,14 +49,10 @@ class _Twin:
             parent, _, name = norm_name.rpartition(".")
             rest = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
             setattr(self.network.get_submodule(parent), name, rest)
-        self._copy(model, everything=True)
-
-    def updated(self, model: DeepLabV3Plus) -> DeepLabV3Plus:
-        self._copy(model, everything=not model.freeze_backbone)
-        return self.network.eval()
 
     @torch.no_grad()
-    def _copy(self, model: DeepLabV3Plus, everything: bool) -> None:
+    def copy(self, model: DeepLabV3Plus, everything: bool) -> None:
+        """The weights of now: of ``everything``, or of what is not the backbone."""
         ours, theirs, folded = self.network.state_dict(), model.state_dict(), set()
         for conv_name, norm_name in self.pairs:
             folded |= {f"{conv_name}.weight", f"{conv_name}.bias"}

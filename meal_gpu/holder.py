@@ -5,7 +5,7 @@ It can all be made again from its `Job`: whatever is lost with a worker is made 
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +81,23 @@ class Holder:
         if held is None or pass_.number not in held.seen:
             model = self._network(pass_.classes, weights)
             held = held or self._hold(shard, model, progress)
-            constant = self.config.model.freeze_backbone and "features" in pass_.needs
             scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
                                      progress=progress)
-            seen = scan(needs=pass_.needs - {"features"} if constant else pass_.needs)
-            if constant:
+
+            def vectors() -> Tensor:
                 if held.vectors is None:
                     held.vectors = scan(needs={"features"}).features
-                seen = replace(seen, features=held.vectors, constant_features=True)
+                assert held.vectors is not None
+                return held.vectors
+
+            seen = scan(needs=pass_.needs, vectors=vectors if self.config.model.freeze_backbone else None)
             held.seen = dict([*held.seen.items(), (pass_.number, seen)][-KEPT:])
         return held.seen[pass_.number]
 
     def _network(self, classes: int, weights: bytes) -> DeepLabV3Plus:
         if classes not in self._networks:
-            plain = self.config.model.model_copy(update={"weights": "none"})
-            self._networks[classes] = DeepLabV3Plus(classes, plain).to(self.backend.device).eval()
+            network = DeepLabV3Plus(classes, self.config.model.without_weights)
+            self._networks[classes] = network.to(self.backend.device).eval()
         self._networks[classes].load_state_dict(from_safetensors(weights))
         return self._networks[classes]
 

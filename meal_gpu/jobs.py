@@ -4,7 +4,6 @@ That no two processes write into one run is up to the lock of the run's director
 Dask believes of a worker.
 """
 
-import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -90,21 +89,12 @@ def run_job(topic: str, job: Job) -> str | None:
     from .records import Record
 
     worker = cluster.dask("distributed", "dask").get_worker()
-    key, name = worker.get_current_task(), job.name
+    who = {"point": job.name, "worker": worker.address}
     if worker.state.nthreads != 1:
         return cluster.too_wide(worker.address, worker.state.nthreads)
 
     def tell(**what: Any) -> None:
-        worker.log_event(topic, {"point": name, "worker": worker.address, **what})
-
-    last = ("", 0.0)
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        cluster.check_wanted(worker, key)
-        if stage != last[0] or time.monotonic() - last[1] > cluster.TICK_S:
-            last = stage, time.monotonic()
-            tell(stage=stage, done=done, total=total)
+        worker.log_event(topic, {**who, **what})
 
     def observe(seed: int, record: Record) -> None:
         tell(seed=seed, round=record["round"], miou=record["miou"], n_labelled=record["n_labelled"])
@@ -114,12 +104,14 @@ def run_job(topic: str, job: Job) -> str | None:
     try:
         import yaml
 
-        run_or_resume(Config.load(yaml.safe_load(job.config)), directory, progress, observe, cluster.WAIT_S)
+        run_or_resume(Config.load(yaml.safe_load(job.config)), directory, cluster.reporting(worker, topic, who),
+                      observe, cluster.WAIT_S)
     except InputError as error:
         return str(error)
     except cluster.Unwanted:
         raise
     except Exception as error:
+        directory.mkdir(parents=True, exist_ok=True)  # it may have failed before there was one
         file = directory / "error.txt"
         file.write_text(traceback.format_exc())
         return f"{type(error).__name__}: {error} (see {file})"

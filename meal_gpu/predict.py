@@ -1,7 +1,7 @@
 """Score the pool (paper, Step 1): stride-4 logits → uncertainty per patch, in one pass over the frames."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class PatchMaps:
 
 @torch.no_grad()
 def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], score: str, backend: Backend,
-            progress: Progress = no_progress) -> Predictions:
+            progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
 
     Parameters
@@ -68,10 +68,15 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         Any of ``score``, ``features``, ``probabilities``: fields of `Predictions` to fill.
     score
         ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
+    vectors
+        Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
 
     Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
     for the whole pool, without waiting.
     """
+    if vectors is not None and "features" in needs:
+        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress)
+        return replace(seen, features=vectors(), constant_features=True)
     wanted = tuple(name for name in ("score", "features", "probabilities") if name in needs)
     if not wanted:
         return Predictions()

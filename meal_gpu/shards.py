@@ -55,19 +55,17 @@ class Shards:
     def of(cls, workers: Workers, config: Config, backend: Backend, store: Path, frames: Frames, batch: int,
            ranges: Sequence[Shard] | None = None) -> "Shards":
         """Cut a pool into equal ranges, one per worker, or into those given."""
-        precision = str(backend.dtype).removeprefix("torch.")  # not what another processor would choose
-        settled = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
+        settled = config.revised("model", precision=backend.precision)  # not what another processor would choose
         if workers.share_memory and config.data.budget_gb is None:
-            share = round(backend.budget_bytes / (len(workers) + 1) / 1e9, 3)
-            settled = settled.model_copy(update={"data": config.data.model_copy(update={"budget_gb": share})})
+            settled = settled.revised("data", budget_gb=backend.share_gb(len(workers) + 1))
         job = Job(uuid.uuid4().hex, settled.dump(), str(store.absolute()), batch)
         return cls(workers, job, ranges or even(frames.n_images, len(workers)), frames.images_grid.cells,
                    frames.device, frames.count)
 
     def open(self, model: DeepLabV3Plus, progress: Progress = no_progress) -> None:
         """Have all shards opened and a frozen backbone's features computed, before anything that takes long."""
-        self._ask(self._pass(model, set()), to_bytes(model), range(len(self.ranges)), lambda shard: ready, progress,
-                  "features")
+        weights = self.workers.broadcast(to_bytes(model))
+        self._ask(self._pass(model, set()), weights, range(len(self.ranges)), lambda shard: ready, progress, "features")
 
     def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor, n: int,
              progress: Progress = no_progress) -> "Sharded":
@@ -81,11 +79,9 @@ class Shards:
         self.passes += 1
         return Pass(self.passes, model.decoder.classify.out_channels, frozenset(needs))
 
-    def _ask(self, pass_: Pass, weights: bytes | Broadcast, which: Iterable[int],
+    def _ask(self, pass_: Pass, weights: Broadcast, which: Iterable[int],
              question: Callable[[int], Callable[[Predictions], Any]], progress: Progress, stage: str) -> list[Any]:
         """Put a question to some shards; answers in their order."""
-        if isinstance(weights, bytes):
-            weights = self.workers.broadcast(weights)
         asked = [(self.ranges[i], (self.job, pass_, question(i))) for i in which]
         return self.workers.ask(answer, asked, weights, progress, stage, self.frames)
 
@@ -175,14 +171,9 @@ def to_bytes(model: DeepLabV3Plus) -> bytes:
 
 def start(config: Config) -> Workers:
     """The workers that ``query.workers`` names. Raises `InputError` where there are none."""
-    where, threads = config.query.workers, torch.get_num_threads()
-    if where is None:
-        where = max(threads // 4, 1)
-    if isinstance(where, int):
-        return Workers(cluster.local(where, max(threads // where, 1)), share_memory=True)
-    if where == "cuda":
-        return Workers(cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)))
-    return Workers(cluster.connected(where))
+    wanted = config.query.workers
+    place = cluster.processes() if wanted is None else wanted
+    return Workers(cluster.at(place), share_memory=isinstance(place, int))
 
 
 def check_local(config: Config, doing: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from . import cluster
@@ -104,8 +103,7 @@ def _run(client: "Client", missing: Sequence[Point], directory: Path, console: C
     for point in missing:
         config = point.config
         if slots is not None and config.data.budget_gb is None:  # each would take half of what is free now
-            share = round(resolve(config).budget_bytes / slots / 1e9, 3)
-            config = config.model_copy(update={"data": config.data.model_copy(update={"budget_gb": share})})
+            config = config.revised("data", budget_gb=resolve(config).share_gb(slots))
         todo.append(Job(point.name, str(directory / point.name), config.dump()))
     shape = [(point.name, len(point.config.seeds), point.config.query.rounds + 1) for point in missing]
     failures = {}
@@ -122,14 +120,12 @@ def _workers(runs: int, workers: int | None, scheduler: str | None,
     """Where the runs go, and how many share this machine's memory (None: no telling)."""
     if (workers is not None) + (scheduler is not None) + cuda > 1:
         raise InputError("--workers, --scheduler and --cuda say where the runs go: give one of them.")
-    threads = torch.get_num_threads()  # what one process would use here: all cores, or OMP_NUM_THREADS
     if scheduler is not None:
         return cluster.connected(scheduler), None
     if cuda:
-        return cluster.cuda(max(threads // max(torch.cuda.device_count(), 1), 1)), None
-    # Threads decide how sums are split: they may not depend on how many runs are left.
-    wanted = workers or max(threads // 4, 1)
-    return cluster.local(min(wanted, runs), max(threads // wanted, 1)), min(wanted, runs)
+        return cluster.at("cuda"), None
+    wanted = workers or cluster.processes()
+    return cluster.at(wanted, most=runs), min(wanted, runs)
 
 
 def _is_done(directory: Path, config: Config) -> bool:

@@ -193,13 +193,5 @@ def _answer(topic: str, function: Callable[..., Any], home: str, mine: frozenset
             args: tuple[Any, ...], shared: bytes) -> Any:
     """The task of `Workers.ask`, in a worker."""
     worker = cluster.dask("distributed", "dask").get_worker()
-    key, last = worker.get_current_task(), 0.0
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        cluster.check_wanted(worker, key)
-        if time.monotonic() - last > cluster.TICK_S:
-            last = time.monotonic()
-            worker.log_event(topic, {"part": part, "stage": stage, "done": done})
-
+    progress = cluster.reporting(worker, topic, {"part": part})
     return function(worker.address == home, mine, part, *args, shared, progress)

@@ -22,6 +22,7 @@ from meal_gpu import cluster
 from meal_gpu.board import Board
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
+from meal_gpu.jobs import Job, run_jobs
 from meal_gpu.launch import run_or_resume
 from meal_gpu.report import load_sweep
 from meal_gpu.sweep import sweep
@@ -183,6 +184,15 @@ def test_failures_do_not_stop_the_others(tmp_path, console, watch, monkeypatch):
     assert "deadly: its worker died 2 times without finishing a round" in message
     assert [run.path.name for run in load_sweep(out)] == ["good"]
     assert (out / "report.html").is_file()
+
+
+def test_a_job_that_fails_before_its_run_begins_keeps_the_reason(tmp_path):
+    with distributed.Client(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as client:
+        job = Job("odd", str(tmp_path / "odd"), "[no YAML")
+        [(name, failure)] = run_jobs(client, [job], lambda event: None)
+    assert name == "odd"
+    assert "ParserError" in failure
+    assert "ParserError" in (tmp_path / "odd" / "error.txt").read_text()
 
 
 REFUSED = [
