@@ -121,18 +121,25 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     if workers:
         from . import workers as on_workers
 
-        if not all(part.strip().isdigit() and int(part) >= 1 for part in workers.split(",")):
+        processes = _numbers(workers, 1)
+        if processes is None:
             raise InputError(f"--workers is {workers!r}: give numbers of processes, such as 1,2.")
         doing = _Doing()
         with _config(config, set_, 0) as loaded:
-            measured(lambda: on_workers.run(loaded, sorted({int(part) for part in workers.split(",")}), tell=doing),
-                     json_, compare, tolerance, out, doing)
+            measured(lambda: on_workers.run(loaded, processes, tell=doing), json_, compare, tolerance, out, doing)
         return
-    if not all(part.strip().isdigit() and int(part) >= 32 for part in pools.split(",")):
+    sizes = _numbers(pools, 32)
+    if sizes is None:
         raise InputError(f"--pools is {pools!r}: give numbers of patches, 32 at least, such as 1000,10000.")
-    sizes = sorted({int(part) for part in pools.split(",")})
     with _config(config, set_, 0) as loaded:
         measured(lambda: scale.run(loaded, Effort(seconds, 3), sizes, umap_to=umap_to), json_, compare, tolerance, out)
+
+
+def _numbers(text: str, least: int) -> list[int] | None:
+    """``N,...`` in ascending order; None where it is something else, or a number is below the least."""
+    parts = [part.strip() for part in text.split(",")]
+    return sorted({int(part) for part in parts}) if all(
+        part.isdigit() and int(part) >= least for part in parts) else None
 
 
 class _Doing:
@@ -166,14 +173,14 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
 
 
 @app.command("data")
-def data(seconds: SecondsOption = 6.0, json_: JsonOption = None, compare: CompareOption = None,
+def data(seconds: SecondsOption = 2.0, json_: JsonOption = None, compare: CompareOption = None,
          tolerance: ToleranceOption = "10%", out: PageOption = None) -> None:
     """Decoding against Pillow, DataLoader and torchvision; reading frames from the store against decoding again."""
     from . import data
     from .measure import Effort
 
     doing = _Doing()
-    measured(lambda: data.run(Effort(seconds), tell=doing), json_, compare, tolerance, out, doing)
+    measured(lambda: data.run(Effort(seconds, 5, 30, 0.3), tell=doing), json_, compare, tolerance, out, doing)
 
 
 @app.command("stream")

@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from meal_gpu.backend import find_loader, usable_cores
+from meal_gpu.backend import find_loader
 from meal_gpu.datasets import Sample
 from meal_gpu.decode import decode_all, open_decoder
 from meal_gpu.features import images_per_batch
 from meal_gpu.frames import Frames, HeldFrames, StreamedFrames, as_tensor
 from meal_gpu.grid import Grid, Size
 from meal_gpu.imagefile import read_image
+from meal_gpu.machine import usable_cores
 from meal_gpu.pixels import normalise
 from meal_gpu.work import Roofs, Work
 
@@ -34,7 +35,6 @@ from .measure import CPU, Calibration, Effort, interleaved
 from .memory import peak
 from .result import Baseline, Result, Stage, WrongResultError, baseline, stage
 
-DATA_EFFORT = Effort(2.0, 5, 30, 0.3)
 REPEATS = 8
 """The store holds each image so many times, to be far larger than the caches."""
 AGAIN = "decode the PNGs again"
@@ -71,7 +71,7 @@ class Files(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(np.array(Image.open(self.samples[i].image).convert("RGB")))
 
 
-def run(effort: Effort = DATA_EFFORT, cases: tuple[Case, ...] = CASES, device: torch.device = CPU,
+def run(effort: Effort, cases: tuple[Case, ...] = CASES, device: torch.device = CPU,
         tell: Callable[[str], None] = lambda text: None) -> Result:
     """Measure all cases; ``tell`` hears what is being done."""
     loader, _ = find_loader("auto")

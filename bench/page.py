@@ -12,7 +12,7 @@ from meal_gpu.report.figures import FONT, GREY, MORE_COLOURS, Figures, plot
 from meal_gpu.report.style import POLICY, SCRIPT, STYLE
 
 from .result import Estimate, Growth, Result, Stage
-from .table import across, advice, milliseconds, rate, share
+from .table import across, advice, milliseconds, rate, share, whole_text
 
 BOUND_COLOURS = {"memory": "#2f80d0", "exp": "#c8417f", "FLOP": "#e0912f", "decode": "#2a9d74", "host": "#8a63d2",
                  "": GREY}
@@ -61,10 +61,7 @@ def _numbers(result: Result) -> str:
     html = _table(("stage", "items", "median ms", "20–80 %", "items/s", "rate", "bound", "of roof", "of a round",
                    "host MB", *(["device MB"] if device else [])), [_row(stage, device) for stage in result.stages])
     if result.whole:
-        whole = result.whole
-        html += (f"<p>A whole round ({escape(whole.content)}) takes {whole.times.median_ms:,.0f} ms in one go; its "
-                 f"stages add up to {whole.stage_sum_ms:,.0f} ms. {whole.gap:+.1%} is between them: host work "
-                 "and waiting.</p>")
+        html += f"<p>{escape(whole_text(result.whole))}</p>"
     remarks = [*result.notes, *(f"{stage.name}: {stage.note}" for stage in result.stages if stage.note)]
     return html + '<ul class="notes">' + "".join(f"<li>{escape(text)}</li>" for text in remarks) + "</ul>"
 

@@ -8,7 +8,7 @@ from meal_gpu.errors import InputError
 from meal_gpu.files import write_atomic
 
 from .result import SCHEMA, Result
-from .table import advice, share
+from .table import advice, share, whole_text
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE / "results"
@@ -35,7 +35,7 @@ def _one(name: str, result: Result) -> str:
     lines = [f"### bench {result.part}: {result.subject}", "",
              f"[`{name}.json`](bench/results/{name}.json): {where}, threads: {result.roofs.threads}, torch "
              f"{machine['torch']}, commit {machine.get('commit')}.", ""]
-    if "budget_gb" in result.settings:
+    if result.part == "stream":
         return "\n".join([*lines, *_memory(result), ""])
     whole = result.part == "round"
     lines = [*lines, "| stage | items | median ms (20–80 %) | items/s | bound | of roof | "
@@ -50,8 +50,7 @@ def _one(name: str, result: Result) -> str:
                      f"{f'{share(stage)} | ' if whole else ''}{'; '.join(versus) or '–'} |")
     lines.append("")
     if result.whole:
-        lines.append(f"A whole round in one go ({result.whole.content}): {result.whole.times.median_ms / 1e3:,.1f} s; "
-                     f"its stages add up to {result.whole.stage_sum_ms / 1e3:,.1f} s. ")
+        lines.append(f"{whole_text(result.whole)} ")
     lines += [f"{note} " for note in result.notes]
     below = [f"{stage.name}, {stage.note}" for stage in result.stages if "of its roof:" in stage.note]
     if below:
@@ -62,7 +61,7 @@ def _one(name: str, result: Result) -> str:
 
 
 def _memory(result: Result) -> list[str]:
-    """Of `bench stream`: the memory at its highest, each phase in a process of its own."""
+    """The memory at its highest, each phase in a process of its own."""
     lines = ["| | images | seconds | most memory, GB | of it when all was imported | added |",
              "| --- | --- | --- | --- | --- | --- |"]
     for stage in result.stages:

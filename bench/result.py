@@ -20,8 +20,7 @@ from .memory import Peak
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; files of other versions are refused."""
-PARTS = ("kernels", "data", "embed", "train", "round", "scale")
-Part = Literal["kernels", "data", "embed", "train", "round", "scale"]
+Part = Literal["kernels", "data", "stream", "embed", "train", "round", "scale"]
 
 
 class WrongResultError(RuntimeError):
@@ -130,11 +129,16 @@ class Whole(_Model):
     stage_sum_ms: float
     content: str
     """What the round contained."""
+    clock_ms: dict[str, float] = {}
+    """What the round's own clock says of its stages, in their order: median over the rounds."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def gap(self) -> float:
-        """Share of the whole that no stage explains: host work between stages, and waiting. Negative: overlap."""
+        """Share of the whole that no stage explains: host work between stages, and waiting.
+
+        Negative where the stages, measured alone at other moments, took longer than within the round.
+        """
         return 1 - self.stage_sum_ms / self.times.median_ms
 
 

@@ -1,8 +1,9 @@
 """``meal-gpu bench [CONFIG]``: a whole acquisition round, stage by stage, and in one go."""
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -25,7 +26,7 @@ SLOW_SECONDS = 4.0
 """A call that takes longer is timed three times instead of five."""
 
 
-def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 1, compare: bool = True,
+def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 2, compare: bool = True,
         images: int = 0, part: Part = "round", make: Callable[[Ground], list[Case]] = cases,
         tell: Callable[[str], None] = lambda doing: None) -> Result:
     """Measure the stages of a round, or those of another part that ``make`` makes.
@@ -68,9 +69,11 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
         total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
         del ground, found  # the next round needs the memory
-        tell("measuring a whole round")
-        go = whole and not only and part == "round"
-        at_once = whole_round(config, folder, whole, total, device, images) if go else None
+        rounds = []
+        for number in range(1, 1 + whole if part == "round" and not only else 1):
+            tell(f"measuring a whole round ({number} of {whole})")
+            rounds.append(whole_round(config, folder, device, images))
+        at_once = _whole(rounds, total) if rounds else None
     return Result(part=part, subject=subject, settings=settings(config, only, images), machine=card(),
                   device=device.type, roofs=roofs, stages=shared(stages), whole=at_once, notes=tuple(notes))
 
@@ -78,12 +81,12 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
 def as_benchmarked(config: Config) -> Config:
     """One seed, MEAL unless MEAL-FT is asked for, entropy: the whole procedure."""
     strategy = config.query.strategy if config.query.strategy in ("meal", "meal_ft") else "meal"
-    return config.model_copy(update={"seeds": config.seeds[:1], "query": config.query.model_copy(
-        update={"strategy": strategy, "score": "entropy", "oracle": "simulated"})})
+    one = config.model_copy(update={"seeds": config.seeds[:1]})
+    return one.revised("query", strategy=strategy, score="entropy", oracle="simulated")
 
 
 def in_store(config: Config, store: Path) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
+    return config.revised("data", store=store)
 
 
 def settings(config: Config, only: Collection[str] = (), images: int = 0) -> dict[str, object]:
@@ -114,16 +117,18 @@ def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
     return found
 
 
-def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, device: torch.device,
-                images: int = 0) -> Whole:
-    """From image files to the labels of the first query, with one epoch of training and one evaluation."""
-    short = config.model_copy(update={"train": config.train.model_copy(
-        update={"epochs": 1, "final_epochs": 1, "eval_every": 1})})
+def whole_round(config: Config, folder: Path, device: torch.device, images: int = 0) -> tuple[float, dict[str, float]]:
+    """From image files to the labels of the first query, with one epoch of training and one evaluation.
 
-    def go(number: int) -> None:
-        stored = in_store(short, folder / f"whole-{number}")
-        experiment = prepare(stored, dataset=limited(stored, images))
-        pool, clock, seed = experiment.new_pool(), StageClock(device), short.seeds[0]
+    Seconds, and those of its stages by the round's own clock.
+    """
+    clock = StageClock(device)
+
+    def go(store: Path) -> None:
+        short = in_store(config, store).revised("train", epochs=1, final_epochs=1, eval_every=1)
+        with clock.stage("ingest and features"):
+            experiment = prepare(short, dataset=limited(short, images))
+        pool, seed = experiment.new_pool(), short.seeds[0]
         masks = experiment.stores.train.masks
         assert masks is not None
         oracle = SimulatedOracle(masks, experiment.grid)
@@ -131,12 +136,19 @@ def whole_round(config: Config, folder: Path, times: int, stage_sum_ms: float, d
         pool.reveal(asked, oracle.label(0, asked))
         model, _ = learn(experiment, pool, seed, 0, clock)
         chosen = acquire(experiment, pool, model, seed, 0, clock)
-        pool.reveal(chosen.ids, oracle.label(1, chosen.ids))
+        with clock.stage("reveal"):
+            pool.reveal(chosen.ids, oracle.label(1, chosen.ids))
 
-    timer = Timer(device)
-    seconds = tuple(timer(lambda number=number: go(number)) for number in range(times))  # type: ignore[misc]
-    return Whole(times=Times.of(Timing(seconds)), stage_sum_ms=stage_sum_ms,
-                 content="ingest, features, an epoch on the initial patches, an evaluation, scoring, selection, reveal")
+    with tempfile.TemporaryDirectory(prefix="whole-", dir=folder) as store:
+        seconds = Timer(device)(lambda: go(Path(store)))
+    return seconds, clock.seconds
+
+
+def _whole(rounds: Sequence[tuple[float, dict[str, float]]], stage_sum_ms: float) -> Whole:
+    stages = {name: 1e3 * median(clock[name] for _, clock in rounds) for name in rounds[0][1]}
+    return Whole(times=Times.of(Timing(tuple(seconds for seconds, _ in rounds))), stage_sum_ms=stage_sum_ms,
+                 clock_ms=stages, content="ingest, features, an epoch on the initial patches, an evaluation, scoring, "
+                                          "selection, reveal")
 
 
 def acquisition(ground: Ground, stages: list[Stage]) -> list[str]:

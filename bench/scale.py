@@ -56,12 +56,12 @@ def run(config: Config, effort: Effort, pools: Sequence[int] = POOLS, classes: S
 
     ``umap_to``: UMAP is fitted to pools of up to so many patches (umap-learn takes minutes for 100,000).
     """
-    config = config.model_copy(update={"data": config.data.model_copy(update={"context": "image"})})
+    config = config.revised("data", context="image")
     backend = resolve(config)
     roofs, calibration = measure_roofs(backend.device, backend.dtype), Calibration(backend.device)
     cells = config.data.tiling().cells
     torch.manual_seed(0)
-    plain = config.model.model_copy(update={"weights": "none"})
+    plain = config.model.without_weights
     models = {c: DeepLabV3Plus(c, plain).to(backend.device).eval() for c in classes}
     on_meta = {c: Network.of(config, c, backend.dtype) for c in classes}
 

@@ -191,7 +191,7 @@ def _learn(ground: Ground) -> list[Case]:
     steps = n_ids // batch * batch
     found = [Case("training step", steps, "patches", lambda: ground.learn(pupil, n_ids),
                   ground.network.training(n_ids, batch), initial / steps, config.train.epochs * middle / steps,
-                  [rivals.research_epoch(ground, batch)],
+                  [rivals.research_epoch(ground, batch, batch)],
                   note=f"an epoch of {n_ids // batch} steps of {batch}; a round has {middle:,} labelled patches and "
                        f"{config.train.epochs} epochs, in the middle of a run")]
     if ground.val_features is not None and ground.val_masks is not None and experiment.stores.val is not None:

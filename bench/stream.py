@@ -39,9 +39,11 @@ def run(root: Path, counts: Sequence[int], size: Size, budget_gb: float, tell: C
             seconds, before, highest = json.loads(done.stdout.splitlines()[-1])
             stages.append(Stage(name=f"{name} {n}", items=n, unit="images", times=Times(seconds=(seconds,)),
                                 peak=Peak(highest, highest - before, None, "VmHWM")))
-    return Result(part="data", subject=f"a pool of {size[0]} x {size[1]} pixels under a budget of {budget_gb} GB",
+    highest = ", ".join(f"{one.name} {(one.peak.host_bytes or 0) / 1e9:.2f} GB" for one in stages)
+    return Result(part="stream", subject=f"a pool of {size[0]} x {size[1]} pixels under a budget of {budget_gb} GB",
                   settings={"counts": list(counts), "size": list(size), "budget_gb": budget_gb}, machine=card(),
-                  device="cpu", roofs=Roofs(torch.get_num_threads(), "float32"), stages=tuple(stages))
+                  device="cpu", roofs=Roofs(torch.get_num_threads(), "float32"), stages=tuple(stages),
+                  notes=(f"Resident memory of a phase's process at its highest: {highest}.",))
 
 
 def _phase(name: str, root: str, size: Sequence[int], budget_gb: float) -> tuple[float, int, int]:

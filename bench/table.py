@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .compare import Verdict
-from .result import Result, Stage, Times
+from .result import Result, Stage, Times, Whole
 
 RATES = {"memory": ("bytes", 1e9, "GB/s"), "FLOP": ("flops", 1e9, "GFLOP/s"), "exp": ("exps", 1e9, "Gexp/s"),
          "decode": ("pixels", 1e6, "Mpx/s")}
@@ -27,10 +27,11 @@ def show(result: Result, console: Console) -> None:
     code = f", commit {machine['commit']}" if machine.get("commit") else ""
     where = machine.get("gpu") if result.device.startswith("cuda") else machine["cpu"]
     if not result.estimates:
-        console.print(f"{where}, {roofs.threads} threads, torch {machine['torch']}{code}", highlight=False)
-        console.print("Measured roofs: " + ", ".join(
-            f"{getattr(roofs, name) / size:,.1f} {unit}{f' {roofs.dtype}' if name == 'flops' else ''}"
-            for name, size, unit in RATES.values() if getattr(roofs, name)), highlight=False)
+        console.print(f"{where}, threads: {roofs.threads}, torch {machine['torch']}{code}", highlight=False)
+        rates = [f"{getattr(roofs, name) / size:,.1f} {unit}{f' {roofs.dtype}' if name == 'flops' else ''}"
+                 for name, size, unit in RATES.values() if getattr(roofs, name)]
+        if rates:
+            console.print(f"Measured roofs: {', '.join(rates)}", highlight=False)
     if result.stages:
         console.print(_table(result))
     for stage in result.stages:
@@ -38,9 +39,7 @@ def show(result: Result, console: Console) -> None:
             if other.note:
                 console.print(f"{stage.name}, {other.name}: {other.note}.", highlight=False)
     if result.whole:
-        whole = result.whole
-        console.print(f"A whole round ({whole.content}): {milliseconds(whole.times.median_ms)} ms; its stages add up "
-                      f"to {milliseconds(whole.stage_sum_ms)} ms, {whole.gap:+.0%} is between them.", highlight=False)
+        console.print(whole_text(result.whole), highlight=False)
     for growth in result.growth:
         memory = "" if growth.memory_exponent is None else f", memory ~ n^{growth.memory_exponent:.2f}"
         console.print(f"{growth.stage} over {growth.over} {growth.sizes[0]:,.0f} … {growth.sizes[-1]:,.0f}: time ~ "
@@ -50,6 +49,16 @@ def show(result: Result, console: Console) -> None:
     for note in result.notes:
         console.print(note, highlight=False)
     console.print(f"[bold]Next:[/] {escape(advice(result))}", highlight=False)
+
+
+def whole_text(whole: Whole) -> str:
+    """A whole round beside the sum of its stages, in two sentences."""
+    took, summed = (f"{ms / 1e3:,.3g} s" for ms in (whole.times.median_ms, whole.stage_sum_ms))
+    apart = (f"{whole.gap:.1%} of the round is between them: host work and waiting" if whole.gap >= 0 else
+             f"{-whole.gap:.1%} more than the round, in which they ran at another moment")
+    clock = ", ".join(f"{name} {ms / 1e3:,.3g} s" for name, ms in whole.clock_ms.items())
+    return (f"A whole round in one go ({whole.content}): {took}. Its stages, each measured alone, add up to {summed}: "
+            f"{apart}.{f' By its own clock: {clock}.' if clock else ''}")
 
 
 def _table(result: Result) -> Table:
@@ -112,6 +121,8 @@ def advice(result: Result) -> str:
     """The one thing to do next: about the stage that a round spends most in."""
     if not result.stages:
         return "nothing was measured: leave out --estimate to measure on this machine."
+    if result.part == "stream":  # its figures are bytes
+        return "a smaller data.budget_gb takes less memory, a larger one keeps what fits on the device."
     largest = max(result.stages, key=lambda stage: (stage.share_of_round, stage.times.median_ms))
     said = DO_NEXT.get((largest.name, largest.bound))
     share = f"{largest.name} is slowest"

@@ -30,11 +30,11 @@ def training_cases(ground: Ground, compile_: bool = True) -> list[Case]:
     batch = min(ground.config.train.batch_size, len(ground.ids))
     pupil = copy.deepcopy(ground.model)
     step = Case("training step", batch, "patches", lambda: ground.learn(pupil, batch),
-                ground.network.training(batch, batch), rivals=[rivals.research_epoch(ground, batch)],
+                ground.network.training(batch, batch), rivals=[rivals.research_epoch(ground, batch, batch)],
                 note="with the copy of the weights that every epoch keeps, and what every epoch sets up")
     if compile_:
         step.rivals.append(compiled_step(ground, batch))
-    epoch.name, epoch.rivals = "training epoch", []
+    epoch.name, epoch.rivals = "training epoch", [rivals.research_epoch(ground, epoch.items, batch)]
     return [step, epoch]
 
 

@@ -84,11 +84,10 @@ class Simulated:
 def run(config: Config, workers: Sequence[int], rounds: int = 5, n_images: int = 128, patches: int = PATCHES,
         simulated: Sequence[int] = SIMULATED, tell: Callable[[str], None] = lambda text: None) -> Result:
     """Measure on each number of real workers, each a process with one thread; simulate the others."""
-    config = config.model_copy(update={
-        "device": "cpu",
-        "data": config.data.model_copy(update={"context": "image", "image_size": IMAGE}),
-        "model": config.model.model_copy(update={"weights": "none", "cache_features": "never"}),
-        "query": config.query.model_copy(update={"scoring": "sharded", "workers": None})})
+    config = (config.model_copy(update={"device": "cpu"})
+              .revised("data", context="image", image_size=IMAGE)
+              .revised("model", weights="none", cache_features="never")
+              .revised("query", scoring="sharded", workers=None))
     backend, grid = resolve(config), Grid(*config.data.grid, *IMAGE)
     torch.manual_seed(0)
     model = DeepLabV3Plus(19, config.model).eval()
@@ -129,7 +128,7 @@ def run(config: Config, workers: Sequence[int], rounds: int = 5, n_images: int =
         settings={"workers": list(workers), "n_images": n_images, "n_informative": n_best, "simulated": list(simulated),
                   "simulated_patches": patches, "bandwidth_bytes_per_second": BANDWIDTH, "faster": FASTER,
                   "backbone": config.model.backbone, "precision": str(backend.dtype), "rounds": rounds},
-        machine=card(), device="cpu", roofs=Roofs(1, str(backend.dtype).removeprefix("torch.")), stages=stages,
+        machine=card(), device="cpu", roofs=Roofs(1, backend.precision), stages=stages,
         charts=(_chart("workers as fast as a core here", slow, inputs),
                 _chart(f"workers {FASTER} times as fast (assumed)", fast, inputs), _bytes(slow, inputs)),
         notes=(f"SIMULATED: {inputs}.", _crossing("as fast as a core here", slow),

@@ -130,6 +130,9 @@ def test_parts_of_a_round(monkeypatch, made):
     step, epoch = training.training_cases(made, compile_=False)
     assert (step.name, step.items, epoch.name, epoch.items) == ("training step", 4, "training epoch", 32)
     assert epoch.work.flops == 8 * step.work.flops
+    assert [rival.items for rival in (*step.rivals, *epoch.rivals)] == [4, 32]
+    error, _ = epoch.rivals[0].check(epoch.name)
+    assert error < 1e-3
 
 
 def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
@@ -142,6 +145,10 @@ def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
     assert sum(stage.share_of_round for stage in result.stages) == pytest.approx(1)
     assert result.whole is not None
     assert result.whole.stage_sum_ms > 0
+    assert len(result.whole.times.seconds) == 2
+    clock = result.whole.clock_ms
+    assert set(clock) == {"ingest and features", "train", "evaluate", "score", "select", "embed", "reveal"}
+    assert 0.5 * result.whole.times.median_ms < sum(clock.values()) <= max(result.whole.times.seconds) * 1e3
     assert "research code" in result.notes[0]
     assert result.settings["data"]["image_size"] == [64, 96]
     assert "root" not in result.settings["data"]
