@@ -13,7 +13,16 @@ import meal_gpu.files, meal_gpu.records
 from meal_gpu.config import Config
 from meal_gpu.launch import resume, run
 
-config, out, moment, number = sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])
+# A process for each line, forked when everything is imported and nothing runs yet: importing takes longer than a run.
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+config, out, moment, number = line.rstrip("\\n").split("\\t")
+number = float(number)
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -63,14 +72,17 @@ def test_killed_again_and_again(tmp_path):
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny_config(tmp_path, **{"query.strategy": "entropy"}).dump())
 
-    def start(out: Path, moment: str, number: float) -> int:
-        return subprocess.run([sys.executable, "-c", PROGRAM, str(config), str(out), moment, str(number)],
-                              check=False).returncode
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          bufsize=1) as runs:
 
-    for moment, number in MOMENTS:
-        assert start(tmp_path / "killed", moment, number) == -9, f"not killed at {moment}: the run ended before"
-    assert start(tmp_path / "killed", "never", 0) == 0
-    assert start(tmp_path / "whole", "never", 0) == 0
+        def start(out: Path, moment: str, number: float) -> int:
+            print(config, out, moment, number, sep="\t", file=runs.stdin, flush=True)
+            return int(runs.stdout.readline())
+
+        for moment, number in MOMENTS:
+            assert start(tmp_path / "killed", moment, number) == -9, f"not killed at {moment}: the run ended before"
+        assert start(tmp_path / "killed", "never", 0) == 0
+        assert start(tmp_path / "whole", "never", 0) == 0
 
     def lines(out: Path) -> list[dict]:
         text = (out / "seed-0" / "rounds.jsonl").read_text()
