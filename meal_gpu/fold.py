@@ -101,7 +101,7 @@ def foldable(model: DeepLabV3Plus) -> list[tuple[str, str]]:
     hooks = [module.register_forward_hook(after) for module in names if base_of(type(module)) in CONVOLUTIONS]
     hooks += [module.register_forward_pre_hook(before) for module in names if type(module) in NORMS]
     with uses:
-        model.map_shapes(64, 64)
+        model.follow(64, 64)
     for hook in hooks:
         hook.remove()
     return head + [(names[conv], names[read[key]]) for key, conv in made.items()

@@ -20,6 +20,10 @@ from .windows import Windows, along, bilinear_matrix, taps
 
 RATES = (6, 12, 18)
 """Dilations of the ASPP's 3 × 3 convolutions."""
+Shape = tuple[int, int, int]
+"""Channels, height and width of a feature map."""
+_SHAPES: dict[tuple[str, int, int, int], tuple[Shape, Shape]] = {}
+"""What `DeepLabV3Plus.map_shapes` found: by backbone, output stride, height and width."""
 Upsampling = tuple[Tensor, Tensor]
 """Row and column matrices from stride 16 to stride 4, ``[1, h4, 3 * h16]`` and ``[1, w4, 3 * w16]``."""
 
@@ -149,6 +153,7 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         config = config or ModelConfig(weights="none")
         self.backbone = create_backbone(config)  # timm adds `feature_info` to the module
+        self.architecture = config.backbone, config.output_stride
         self.freeze_backbone = config.freeze_backbone
         c_low, c_high = cast(Any, self.backbone).feature_info.channels()
         self.aspp = ASPP(c_high)
@@ -174,8 +179,18 @@ class DeepLabV3Plus(nn.Module):
             low, high = self.backbone(pixels)
         return low, high
 
-    def map_shapes(self, height: int, width: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-        """(channels, height, width) of both feature maps of an image; no weight is read."""
+    def map_shapes(self, height: int, width: int) -> tuple[Shape, Shape]:
+        """(channels, height, width) of both feature maps of an image; no weight is read.
+
+        Kept for all networks of that backbone: following an image takes half a second, and a round asks several times.
+        """
+        key = *self.architecture, height, width
+        if key not in _SHAPES:
+            _SHAPES[key] = self.follow(height, width)
+        return _SHAPES[key]
+
+    def follow(self, height: int, width: int) -> tuple[Shape, Shape]:
+        """`map_shapes` of an image of the meta device, which goes through every module of the backbone."""
         state = {name: torch.empty_like(value, device="meta") for name, value in self.backbone.state_dict().items()}
         training = self.backbone.training
         with torch.no_grad():

@@ -114,10 +114,12 @@ def test_the_count_follows_what_lives():
 
 @pytest.mark.parametrize("backbone", [BACKBONE, "resnet18"])
 def test_shapes_of_maps_are_computed_without_weights(backbone):
-    model = DeepLabV3Plus(3, config(backbone=backbone, output_stride=16).model).train()
-    shapes = model.map_shapes(57, 83)
-    with torch.no_grad():
-        assert shapes == tuple(tuple(maps.shape[1:]) for maps in model.eval().features(torch.zeros(1, 3, 57, 83)))
+    """Kept from network to network, and never another stride's or size's."""
+    for stride, size in ((16, (57, 83)), (8, (57, 83)), (16, (83, 57)), (16, (57, 83))):
+        model = DeepLabV3Plus(3, config(backbone=backbone, output_stride=stride).model).train()
+        shapes = model.map_shapes(*size)
+        with torch.no_grad():
+            assert shapes == tuple(tuple(maps.shape[1:]) for maps in model.eval().features(torch.zeros(1, 3, *size)))
 
 
 def test_the_description_of_a_demo_draws_nothing(tmp_path):
