@@ -1,7 +1,7 @@
 """Shared fixtures: the real data beside the repository, and small data sets of each layout, drawn with noise."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before PyTorch is imported. One thread in every test process and in those that it starts: on maps this small a team of
@@ -43,6 +43,21 @@ def camvid_root() -> Path:
 def weights_file() -> Path:
     """ImageNet weights of the default backbone, in timm's naming."""
     return _needed(SHARED / "weights" / "mobilenetv2_100_imagenet.safetensors")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is compared with workers of one thread each: equal bits need equal numbers of threads."""
+    import torch
+
+    from meal_gpu.backend import _start_threads
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _start_threads()
+    yield
+    torch.set_num_threads(before)
+    _start_threads()
 
 
 def write_pair(image: Path, mask: Path, size: tuple[int, int], ids: list[int], seed: int) -> None:

@@ -24,7 +24,6 @@ from meal_gpu import cluster, holder, shards
 from meal_gpu import experiment as experiment_module
 from meal_gpu import features as features_module
 from meal_gpu.acquire import acquire
-from meal_gpu.backend import _start_threads
 from meal_gpu.config import Config
 from meal_gpu.embed import Embedding
 from meal_gpu.engine import initial_patches, learn
@@ -46,15 +45,7 @@ from meal_gpu.workers import Workers
 DASK = [sys.executable, "-m", "dask"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A worker of these tests has one thread, and equal bits need equal numbers of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    _start_threads()
-    yield
-    torch.set_num_threads(before)
-    _start_threads()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- the merge --------------------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from meal_gpu.board import Board
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
 from meal_gpu.jobs import Job, run_jobs
-from meal_gpu.launch import run_or_resume
+from meal_gpu.launch import run, run_or_resume
 from meal_gpu.report import load_sweep
 from meal_gpu.sweep import sweep
 from meal_gpu.sweepfile import Point, load_points
 
-DASK = Path(sys.executable).with_name("dask")
+DASK = [sys.executable, "-m", "dask"]
 
 
 @pytest.fixture
@@ -77,18 +77,9 @@ def tiny_camvid(camvid_root: Path, root: Path) -> Path:
     return root
 
 
-ONE_BY_ONE = """
-import sys
-from meal_gpu.launch import run
-from meal_gpu.sweepfile import load_points
-for point in load_points(sys.argv[1]):
-    run(point.config, sys.argv[2] + "/" + point.name)
-"""
-
-
-def test_under_fire_it_equals_the_runs_done_one_by_one(camvid_root, tmp_path, console, watch):
+def test_under_fire_it_equals_the_runs_done_one_by_one(camvid_root, tmp_path, console, watch, one_thread):
     """Two strategies x two seeds on two workers. One worker is killed in the middle of training, one in the middle of
-    scoring, one is stopped so that it hangs with its run's lock held; the runs are those of four lone processes."""
+    scoring, one is stopped so that it hangs with its run's lock held; the runs are those of this process alone."""
     root = tiny_camvid(camvid_root, tmp_path / "camvid")
     base = tiny_config(tmp_path, **{"data.dataset": "camvid", "data.root": str(root), "data.image_size": [72, 96]})
     (tmp_path / "base.yaml").write_text(base.dump())
@@ -114,9 +105,8 @@ def test_under_fire_it_equals_the_runs_done_one_by_one(camvid_root, tmp_path, co
         sweep(load_points(file), out, console, workers=2)
     assert len(once) == 3, f"not all three were hit: {[*once]}"
 
-    threads = str(max(torch.get_num_threads() // 2, 1))
-    subprocess.run([sys.executable, "-c", ONE_BY_ONE, str(file), str(tmp_path / "lone")], check=True,
-                   env={**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads})
+    for point in load_points(file):
+        run(point.config, tmp_path / "lone" / point.name)
     for name in rounds:
         assert queries(out / name) == queries(tmp_path / "lone" / name)
         assert len(queries(out / name)[f"seed-{name[-1]}"]) == 3
@@ -140,9 +130,9 @@ def test_a_lost_scheduler_stops_it_and_the_next_call_goes_on(tmp_path, console, 
     """The scheduler and the worker run by themselves, as on a cluster."""
     point = Point("one", tiny_config(tmp_path, **{"query.strategy": "random"}))
     out = tmp_path / "out"
-    scheduler = subprocess.Popen([DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
+    scheduler = subprocess.Popen([*DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
                                   "--scheduler-file", tmp_path / "scheduler.json"], stderr=subprocess.DEVNULL)
-    worker = subprocess.Popen([DASK, "worker", "--scheduler-file", tmp_path / "scheduler.json", "--nthreads", "1",
+    worker = subprocess.Popen([*DASK, "worker", "--scheduler-file", tmp_path / "scheduler.json", "--nthreads", "1",
                                "--no-dashboard", "--death-timeout", "5"], stderr=subprocess.DEVNULL)
     try:
         while not (tmp_path / "scheduler.json").exists():
