@@ -21,7 +21,19 @@ from PIL import Image
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Files that take seconds, slowest first, as measured. pytest-xdist hands out whole files (a module's fixtures are made
+# once then), by default those with most tests first: single long tests were left for the end, and cores stood idle.
+SLOW = ("shards", "camvid", "sweep", "stream_bench", "engine", "cli", "bench_round", "kernels_cuda", "kernels_cpu",
+        "selfcheck", "compile", "kill", "data_bench", "sizing", "train", "bench_scale", "device", "embed", "fold",
+        "estimate", "bench_workers", "ingest", "conformance")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first; the others fill up what is left."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def _needed(path: Path) -> Path:
