@@ -1,6 +1,9 @@
 """The choices of a run and their reasons, on the machine that the tests run on."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -130,3 +133,23 @@ def test_the_budget_is_half_of_what_is_free():
     total = backend.machine.card()["memory_gb"]
     assert isinstance(total, float)
     assert 0 < budget <= total * 1e9 / 2
+
+
+THREADS = """
+import torch
+from meal_gpu import backend
+from meal_gpu.config import Config
+from meal_gpu.kernels import patch_entropy
+
+backend.resolve(Config.load({"device": "cpu"}))
+before = torch.get_num_threads()
+patch_entropy(torch.zeros(1, 3, 4, 4), (8, 8), (2, 2))
+print(before, torch.get_num_threads())
+"""
+
+
+def test_the_first_kernel_call_leaves_pytorchs_threads_alone():
+    """In a process of its own, whose numba has not started: with fewer threads than cores they would become as many."""
+    done = subprocess.run([sys.executable, "-c", THREADS], check=True, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"})
+    assert done.stdout.split() == ["1", "1"]
