@@ -21,6 +21,7 @@ from meal_gpu.files import write_atomic
 if TYPE_CHECKING:
     from meal_gpu.config import Config
 
+    from .compare import Verdict
     from .result import Result
 
 WIDTH = 100
@@ -67,6 +68,7 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
     """A whole acquisition round on the pool of CONFIG, stage by stage; what `meal-gpu bench CONFIG` runs."""
     from . import estimate as estimates
     from . import round
+    from .compare import WHOLE
     from .measure import Effort
 
     names, doing = [name.strip() for name in only.split(",") if name.strip()], _Doing()
@@ -74,8 +76,11 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
         if estimate:
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
         else:
-            measured(lambda: round.run(loaded, Effort(seconds), names, images=images, tell=doing),
-                     json_, compare, tolerance, out, doing)
+            def run(only: list[str], baselines: bool = True) -> "Result":
+                return round.run(loaded, Effort(seconds), only, compare=baselines, images=images, tell=doing)
+
+            measured(lambda: run(names), json_, compare, tolerance, out, doing,
+                     lambda slower: run([] if WHOLE in slower else slower, False))
 
 
 @app.command("embed")
@@ -221,16 +226,21 @@ def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
                   new: Annotated[Path, typer.Argument(metavar="NEW.json")],
                   tolerance: ToleranceOption = "10%") -> None:
     """Compare two results without measuring: exit code 1 where a stage is slower in the second."""
-    from .compare import tolerance_of
+    from .compare import compare, tolerance_of
     from .result import Result
 
-    _judge(Result.read(old), Result.read(new), tolerance_of(tolerance))
+    allowed = tolerance_of(tolerance)
+    _judge(compare(Result.read(old), Result.read(new), allowed), allowed)
 
 
 def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | None, tolerance: str,
-             out: Path | None, doing: "_Doing | None" = None) -> None:
-    """Measure, then print, write and compare. What can be refused is refused before the measuring."""
-    from .compare import tolerance_of
+             out: Path | None, doing: "_Doing | None" = None,
+             again: Callable[[list[str]], "Result"] | None = None) -> None:
+    """Measure, then print, write and compare. What can be refused is refused before the measuring.
+
+    ``again`` measures the stages that seem slower once more; left out, everything is measured.
+    """
+    from .compare import confirmed, tolerance_of
     from .result import Result, WrongResultError
     from .table import show
 
@@ -254,14 +264,19 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
         write_atomic(out, page(result).encode())
         _console().print(f"report: {out}", highlight=False, soft_wrap=True)
     if old is not None:
-        _judge(old, result, allowed)
+        def repeated(slower: list[str]) -> "Result":
+            with _console(stderr=True).status("measuring again") as status:
+                if doing is not None:
+                    doing.status = status
+                _console(stderr=True).print(f"Measuring again what seems slower: {', '.join(slower)}.", highlight=False)
+                return again(slower) if again else run()
+
+        _judge(confirmed(old, result, allowed, repeated), allowed)
 
 
-def _judge(old: "Result", new: "Result", tolerance: float) -> None:
-    from .compare import compare
+def _judge(verdicts: "list[Verdict]", tolerance: float) -> None:
     from .table import show_verdicts
 
-    verdicts = compare(old, new, tolerance)
     show_verdicts(verdicts, tolerance, _console())
     if any(verdict.regressed for verdict in verdicts):
         raise typer.Exit(1)

@@ -11,9 +11,13 @@ spread counts as 10 % at least. Lost is the share of time that other processes t
 the processors had caches and memory too, which nothing here sees. It is 0 on a quiet machine, so compare results of
 quiet ones. A slowdown below the tolerance is thus never reported; one above it is the surer to be reported, the
 steadier the stage is.
+
+What no spread within a run tells of: a process may be slower for as long as it lives, or a neighbour works, by the
+memory that it was given, by the cache that it shares. So what seems slower is measured again (`confirmed`), where that
+can be done, and counts only if it stays so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from meal_gpu.errors import InputError
@@ -21,6 +25,9 @@ from meal_gpu.errors import InputError
 from .measure import quantile
 from .result import Result, Times
 
+WHOLE = "whole round"
+AGAIN = 2
+"""What seems slower is measured so many times more, and must be slower in all."""
 MACHINE_KEYS = ("cpu", "gpu", "cores", "threads")
 FEW_SAMPLES, FEW_SPREAD = 5, 0.10
 
@@ -52,8 +59,29 @@ def compare(old: Result, new: Result, tolerance: float) -> list[Verdict]:
     pairs = [(stage.name, old.stage(stage.name).times, stage.times) for stage in new.stages
              if any(stage.name == other.name for other in old.stages)]
     if old.whole and new.whole:
-        pairs.append(("whole round", old.whole.times, new.whole.times))
-    return sorted((judge(*pair, tolerance) for pair in pairs), key=lambda one: one.limit - one.slower)
+        pairs.append((WHOLE, old.whole.times, new.whole.times))
+    return sorted((judge(*pair, tolerance) for pair in pairs), key=_margin)
+
+
+def confirmed(old: Result, new: Result, tolerance: float, again: Callable[[list[str]], Result]) -> list[Verdict]:
+    """`compare`; the stages that seem slower are measured `AGAIN`, and count by the best of their measurements.
+
+    ``again`` measures the stages of the names given, which may be `WHOLE`, and may measure others as well.
+    """
+    verdicts = compare(old, new, tolerance)
+    for _ in range(AGAIN):
+        slower = [verdict.stage for verdict in verdicts if verdict.regressed]
+        if not slower:
+            break
+        found = again(slower).model_copy(update={"settings": new.settings})
+        repeated = {verdict.stage: verdict for verdict in compare(old, found, tolerance)}
+        verdicts = [min(verdict, repeated[verdict.stage], key=lambda one: one.slower - one.limit)
+                    if verdict.regressed and verdict.stage in repeated else verdict for verdict in verdicts]
+    return sorted(verdicts, key=_margin)
+
+
+def _margin(verdict: Verdict) -> float:
+    return verdict.limit - verdict.slower
 
 
 def judge(name: str, old: Times, new: Times, tolerance: float) -> Verdict:

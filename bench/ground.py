@@ -4,6 +4,7 @@ All that depends on how frames are read stands here.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -183,9 +184,9 @@ def maps_of(features: Features, model: DeepLabV3Plus) -> Iterator[tuple[Tensor, 
         yield maps
 
 
-def read_all(frames: Frames) -> list[Tensor]:
-    """One pass over the frames' pixels."""
-    return [pixels for _, pixels in frames.scan(batch_size(frames))]
+def read_all(frames: Frames) -> None:
+    """One pass over the frames' pixels, as training and scoring do: a batch is done with when the next is asked for."""
+    deque(frames.scan(batch_size(frames)), maxlen=0)
 
 
 def scores_of(ground: Ground, features: Features) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meal_gpu.embed import fit
 from meal_gpu.features import Features
+from meal_gpu.frames import Frames, HeldFrames
 from meal_gpu.ingest import ingest
 from meal_gpu.kernels import patch_entropy
 from meal_gpu.oracle import SimulatedOracle
@@ -84,13 +85,21 @@ def _data(ground: Ground) -> list[Case]:
     return [
         Case("ingest", n, "images", ingest_new, Work(pixels=pixels, bytes=n * grid.height * grid.width * 4),
              in_whole=total / n, note="once per data set; images and masks"),
-        Case("gather", n, "images", lambda: read_all(ground.frames), Work(bytes=moved),
+        Case("gather", n, "images", rotating(read_all, _elsewhere(ground.frames)), Work(bytes=moved),
              rivals=[rivals.decode_each_time(ground)],
              note="within features where these are kept, else in every pass"),
         Case("features", n, "images", lambda: _compute_features(ground), network.features(ground.frames.count),
              in_whole=(total if ground.frozen else ground.pool) / n, per_round=0 if ground.frozen else ground.pool / n,
              note="once per data set: the backbone is frozen" if ground.frozen else "in every pass"),
     ]
+
+
+def _elsewhere(frames: Frames) -> list[Frames]:
+    """The same frames at several places in memory; those of a mapped file are where they are."""
+    if not isinstance(frames, HeldFrames) or frames.mapped is not None:
+        return [frames]
+    copies = enough_copies(frames.images.nbytes, frames.images.device) - 1
+    return [frames, *(replace(frames, images=frames.images.clone()) for _ in range(copies))]
 
 
 @torch.no_grad()

@@ -34,10 +34,13 @@ def show(result: Result, console: Console) -> None:
             console.print(f"Measured roofs: {', '.join(rates)}", highlight=False)
     if result.stages:
         console.print(_table(result))
+    said: dict[tuple[str, str], list[str]] = {}
     for stage in result.stages:
         for other in stage.baselines:
             if other.note:
-                console.print(f"{stage.name}, {other.name}: {other.note}.", highlight=False)
+                said.setdefault((other.name, other.note), []).append(stage.name)
+    for (name, note), stages in said.items():
+        console.print(f"{stages[0] if len(stages) == 1 else f'{len(stages)} stages'}, {name}: {note}.", highlight=False)
     if result.whole:
         console.print(whole_text(result.whole), highlight=False)
     for growth in result.growth:
@@ -129,7 +132,7 @@ def advice(result: Result) -> str:
     if result.part == "round" and largest.share_of_round:
         share = f"{largest.share_of_round:.0%} of a round is {largest.name}"
     if said is None and largest.bound:
-        said = f"{largest.bound}-bound at {largest.share_of_roof:.0%} of its roof"
+        said = f"{largest.bound}-bound"
     text = f"{share}, {said}." if said else f"{share}."
     if largest.bound and largest.share_of_roof < 0.5:
         text = text.removesuffix(".") + f" ({largest.share_of_roof:.0%} of its roof: there is room in the code, too)."

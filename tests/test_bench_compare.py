@@ -8,11 +8,13 @@ import time
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 from test_bench_measure import CPU
 
 from meal_gpu import InputError, cli
-from meal_gpu.bench.compare import compare, judge, tolerance_of
+from meal_gpu.bench.commands import measured
+from meal_gpu.bench.compare import compare, confirmed, judge, tolerance_of
 from meal_gpu.bench.measure import Calibration, Effort, Timing, interleaved
 from meal_gpu.bench.memory import Peak
 from meal_gpu.bench.page import page
@@ -69,6 +71,25 @@ def test_what_jumps_within_a_run_is_judged_less_strictly():
     assert not judge("a", times(0.1, noise=0.5), times(0.115, noise=0.5, seed=1), 0.1).regressed
     assert judge("a", times(0.1), times(0.115, seed=1), 0.1).regressed
     assert judge("a", times(0.1), times(0.1, seed=1), 0.1).limit < 1.13
+
+
+def test_what_seems_slower_is_measured_again():
+    """Slower only once: none. Slower in all three: named. What is not slower is not measured again."""
+    old = result(forward=times(0.1), select=times(0.01, seed=1), top=times(0.001, seed=2))
+    first = result(forward=times(0.1, seed=3), select=times(0.02, seed=4), top=times(0.002, seed=5))
+    asked = []
+
+    def again(names):
+        asked.append(names)
+        seconds = {"select": times(0.02, seed=6), "top": times(0.001, seed=7)}
+        return result(**{name: seconds[name] for name in names}).model_copy(update={"settings": {"only": names}})
+
+    verdicts = confirmed(old, first, 0.1, again)
+    assert [verdict.stage for verdict in verdicts if verdict.regressed] == ["select"]
+    assert [sorted(names) for names in asked] == [["select", "top"], ["select"]]
+    assert {verdict.stage for verdict in verdicts} == {"forward", "select", "top"}
+    assert not confirmed(old, old, 0.1, again)[0].regressed
+    assert len(asked) == 2
 
 
 def test_what_others_took_is_allowed_for():
@@ -209,6 +230,19 @@ def test_compare_on_the_command_line(meal_gpu, tmp_path):
     code, _, err = meal_gpu("bench", "compare", old, tmp_path / "none.json")
     assert code == 2
     assert "none.json" in err
+
+
+def test_a_comparison_fails_only_where_it_stays_slower(tmp_path, capsys):
+    old, quick, slow = tmp_path / "old.json", result(forward=times(0.1, seed=1)), result(forward=times(0.2))
+    result(forward=times(0.1)).write(old)
+    measured(lambda: slow, None, old, "10%", None, again=lambda names: quick)
+    shown = capsys.readouterr()
+    assert "Measuring again what seems slower: forward." in shown.err
+    assert "No regression" in shown.out
+    with pytest.raises(typer.Exit) as ended:
+        measured(lambda: slow, None, old, "10%", None)
+    assert ended.value.exit_code == 1
+    assert "slower forward: 10" in capsys.readouterr().out
 
 
 def test_a_config_instead_of_a_part_means_a_round(meal_gpu):
