@@ -5,7 +5,7 @@ All that depends on how frames are read stands here.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,12 @@ class Ground:
         dataset = self.experiment.stores.dataset
         return Research(dataset.val if val else dataset.train, dataset.to_class, self.experiment.grid,
                         self.config.data.context, self.experiment.backend.device)
+
+    def alike(self, images: Iterable[int], val: bool = False) -> Research:
+        """Research code on the store's pixels, to compare results with: libraries do not resize to the same bits."""
+        store = self.experiment.stores.val if val else self.experiment.stores.train
+        assert store is not None
+        return self.research(val).given({index: np.array(store.images[index]) for index in sorted(set(images))})
 
     def plain(self) -> PlainNetwork:
         return PlainNetwork(self.model).to(self.experiment.backend.device)

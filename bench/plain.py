@@ -64,9 +64,10 @@ class Research:
     kept: Mapping[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Images and masks that are in memory."""
 
-    def keeping(self, images: Iterable[int]) -> "Research":
-        """The same, with some images decoded once."""
-        return replace(self, kept={index: (self.image(index), self.mask(index)) for index in sorted(images)})
+    def given(self, pixels: Mapping[int, np.ndarray]) -> "Research":
+        """The same, with some images in memory, uint8 ``[H, W, 3]``, and their masks decoded once."""
+        return replace(self, kept={index: (self._normalised(image), self.mask(index))
+                                   for index, image in pixels.items()})
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,8 +81,19 @@ class Research:
             picture = file.convert("RGB")
         if picture.size != self.size[::-1]:
             picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        return (pixels - MEAN) / STD
+        return self._normalised(np.array(picture))
+
+    def resizes(self, images: Iterable[int]) -> bool:
+        """Whether one of the files is of another size."""
+        sizes = set()
+        for index in images:
+            with Image.open(self.samples[index].image) as file:
+                sizes.add(file.size)
+        return sizes != {self.size[::-1]}
+
+    @staticmethod
+    def _normalised(pixels: np.ndarray) -> Tensor:
+        return (torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - MEAN) / STD
 
     def mask(self, index: int) -> Tensor:
         """int64 ``[H, W]``, 255 = void."""

@@ -41,7 +41,7 @@ def training_cases(ground: Ground, compile_: bool = True) -> list[Case]:
 def compiled_step(ground: Ground, batch: int) -> Rival:
     """The fairer baseline: the network as written down, compiled, in the engine's precision, images in memory."""
     ids = ground.ids[:batch].tolist()
-    research = ground.research().keeping({i // ground.experiment.grid.cells for i in ids})
+    research = ground.alike(i // ground.experiment.grid.cells for i in ids)
     torch._dynamo.reset()
     network: nn.Module = ground.plain()
     fast = cast(nn.Module, torch.compile(network, dynamic=False))

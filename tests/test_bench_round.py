@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_config
 
 from meal_gpu import InputError
@@ -63,6 +64,25 @@ def test_baselines_compute_what_ours_computes(found, name):
     for rival in found[name].rivals:
         assert rival.error() <= rival.bound, rival.name
         rival.ours()
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_baselines_of_files_that_are_resized(make_cityscapes, tmp_path, loader):
+    """Pillow's pixels are not quite the store's: all else is compared on the store's, and they with a level's room."""
+    pytest.importorskip("nvidia.dali")
+    config = round.as_benchmarked(tiny_config(tmp_path, data={
+        "dataset": "cityscapes", "root": str(make_cityscapes(n=4, size=(128, 192))), "image_size": [64, 96],
+        "loader": loader}))
+    made = ground.Ground.of(config, tmp_path)
+    for case in stages.cases(made):
+        if case.name in ("gather", "scoring", "training step", "evaluation"):
+            for rival in case.rivals:
+                rival.check(case.name)
+    (gather,) = (case for case in stages.cases(made) if case.name == "gather")
+    with Image.open(made.experiment.stores.dataset.train[1].image) as file:
+        file.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file.filename)
+    with pytest.raises(WrongResultError, match="gather"):
+        gather.rivals[0].check("gather")
 
 
 def test_a_stage_is_measured_with_its_roof_memory_and_baselines(found):
