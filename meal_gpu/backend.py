@@ -58,9 +58,11 @@ class Backend:
         """``float32`` or ``bfloat16``"""
         return str(self.dtype).removeprefix("torch.")
 
-    def share_gb(self, n: int) -> float:
-        """Of ``budget_bytes`` for each of n processes on this machine, in GB as ``data.budget_gb`` has it."""
-        return round(self.budget_bytes / n / 1e9, 3)
+    def shared(self, config: Config, n: int) -> Config:
+        """The config for each of n processes on this machine: memory that was not asked for is divided among them."""
+        if config.data.budget_gb is not None:
+            return config
+        return config.revised("data", budget_gb=round(self.budget_bytes / n / 1e9, 3))
 
     def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
         """A function of tensors as ``compile`` says: itself, replayed as a CUDA graph, or compiled by inductor.

@@ -13,7 +13,7 @@ def card() -> dict[str, object]:
     """The machine card that goes into ``environment.json`` and benchmark results."""
     packages = ("torch", "timm", "numba", "umap-learn", "scikit-learn", "numpy")
     extra = ("cupy-cuda13x", "cuml-cu13")
-    card: dict[str, object] = {
+    found: dict[str, object] = {
         "meal_gpu": importlib.metadata.version("meal-gpu"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -25,12 +25,12 @@ def card() -> dict[str, object]:
     }
     for name in extra:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            card[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
     if torch.cuda.is_available():
-        card["gpu"] = torch.cuda.get_device_name()
-        card["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
-        card["cuda"] = torch.version.cuda
-    return card
+        found["gpu"] = torch.cuda.get_device_name()
+        found["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
+        found["cuda"] = torch.version.cuda
+    return found
 
 
 def usable_cores() -> int:

@@ -56,8 +56,8 @@ class Shards:
            ranges: Sequence[Shard] | None = None) -> "Shards":
         """Cut a pool into equal ranges, one per worker, or into those given."""
         settled = config.revised("model", precision=backend.precision)  # not what another processor would choose
-        if workers.share_memory and config.data.budget_gb is None:
-            settled = settled.revised("data", budget_gb=backend.share_gb(len(workers) + 1))
+        if workers.share_memory:
+            settled = backend.shared(settled, len(workers) + 1)  # and this process
         job = Job(uuid.uuid4().hex, settled.dump(), str(store.absolute()), batch)
         return cls(workers, job, ranges or even(frames.n_images, len(workers)), frames.images_grid.cells,
                    frames.device, frames.count)

@@ -178,10 +178,11 @@ def _workers(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: i
         return f"one for each of this machine's {torch.cuda.device_count()} CUDA devices, with equal parts of the pool"
     if isinstance(wanted, str):
         return f"those of the scheduler at {wanted}, with equal parts of the pool"
-    budget = backend.budget_bytes if config.data.budget_gb is not None else int(1e9 * backend.share_gb(wanted + 1))
+    budget_gb = backend.shared(config, wanted + 1).data.budget_gb
+    assert budget_gb is not None
     part = measure(config, backend, model, math.ceil(n_images / wanted), 0)
-    where = place(config, part, budget)
-    held = (f"{gigabytes(part.features)} of features kept" if where.cache else f"images {where.images}: {where.reason}")
+    where = place(config, part, int(1e9 * budget_gb))
+    held = f"{gigabytes(part.features)} of features kept" if where.cache else f"images {where.images}: {where.reason}"
     return f"{wanted} processes on this machine, each with {part.n_images:,} images at most, {held}"
 
 

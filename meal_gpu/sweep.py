@@ -102,8 +102,8 @@ def _run(client: "Client", missing: Sequence[Point], directory: Path, console: C
     todo = []
     for point in missing:
         config = point.config
-        if slots is not None and config.data.budget_gb is None:  # each would take half of what is free now
-            config = config.revised("data", budget_gb=resolve(config).share_gb(slots))
+        if slots is not None:  # each would take half of what is free now
+            config = resolve(config).shared(config, slots)
         todo.append(Job(point.name, str(directory / point.name), config.dump()))
     shape = [(point.name, len(point.config.seeds), point.config.query.rounds + 1) for point in missing]
     failures = {}
