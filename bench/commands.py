@@ -241,20 +241,12 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
     ``again`` measures the stages that seem slower once more; left out, everything is measured.
     """
     from .compare import confirmed, tolerance_of
-    from .result import Result, WrongResultError
+    from .result import Result
     from .table import show
 
     allowed, old = tolerance_of(tolerance), Result.read(compare) if compare else None
     logging.getLogger("meal_gpu").setLevel(logging.WARNING)  # stores are built many times here
-    try:
-        with _console(stderr=True).status("measuring") as status:
-            if doing is not None:
-                doing.status = status
-            result = run()
-    except WrongResultError as error:
-        _console(stderr=True).print(f"[bold red]wrong result[/] {escape(str(error))}. Nothing was timed.",
-                                    highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+    result = _watched(run, "measuring", doing)
     show(result, _console())
     if json_ is not None:
         result.write(json_)
@@ -265,13 +257,25 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
         _console().print(f"report: {out}", highlight=False, soft_wrap=True)
     if old is not None:
         def repeated(slower: list[str]) -> "Result":
-            with _console(stderr=True).status("measuring again") as status:
-                if doing is not None:
-                    doing.status = status
-                _console(stderr=True).print(f"Measuring again what seems slower: {', '.join(slower)}.", highlight=False)
-                return again(slower) if again else run()
+            _console(stderr=True).print(f"Measuring again what seems slower: {', '.join(slower)}.", highlight=False)
+            return _watched((lambda: again(slower)) if again else run, "measuring again", doing)
 
         _judge(confirmed(old, result, allowed, repeated), allowed)
+
+
+def _watched(run: Callable[[], "Result"], text: str, doing: "_Doing | None") -> "Result":
+    """Measure beside a spinner. A wrong result ends the command with exit code 1."""
+    from .result import WrongResultError
+
+    try:
+        with _console(stderr=True).status(text) as status:
+            if doing is not None:
+                doing.status = status
+            return run()
+    except WrongResultError as error:
+        _console(stderr=True).print(f"[bold red]wrong result[/] {escape(str(error))}. Nothing was timed.",
+                                    highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
 
 
 def _judge(verdicts: "list[Verdict]", tolerance: float) -> None:

@@ -64,7 +64,7 @@ def compare(old: Result, new: Result, tolerance: float) -> list[Verdict]:
 
 
 def confirmed(old: Result, new: Result, tolerance: float, again: Callable[[list[str]], Result]) -> list[Verdict]:
-    """`compare`; the stages that seem slower are measured `AGAIN`, and count by the best of their measurements.
+    """`compare`; while stages seem slower they are measured `AGAIN`. What was measured again counts by its best.
 
     ``again`` measures the stages of the names given, which may be `WHOLE`, and may measure others as well.
     """
@@ -75,8 +75,7 @@ def confirmed(old: Result, new: Result, tolerance: float, again: Callable[[list[
             break
         found = again(slower).model_copy(update={"settings": new.settings})
         repeated = {verdict.stage: verdict for verdict in compare(old, found, tolerance)}
-        verdicts = [min(verdict, repeated[verdict.stage], key=lambda one: one.slower - one.limit)
-                    if verdict.regressed and verdict.stage in repeated else verdict for verdict in verdicts]
+        verdicts = [max(verdict, repeated.get(verdict.stage, verdict), key=_margin) for verdict in verdicts]
     return sorted(verdicts, key=_margin)
 
 

@@ -120,7 +120,7 @@ class Ground:
                         self.config.data.context, self.experiment.backend.device)
 
     def alike(self, images: Iterable[int], val: bool = False) -> Research:
-        """Research code on the store's pixels, to compare results with: libraries do not resize to the same bits."""
+        """Research code on the store's pixels, to compare results with; see `Research.given`."""
         store = self.experiment.stores.val if val else self.experiment.stores.train
         assert store is not None
         return self.research(val).given({index: np.array(store.images[index]) for index in sorted(set(images))})

@@ -6,7 +6,7 @@ come to equal scores, losses and predictions, which is checked before anything i
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from meal_gpu.datasets import Sample
 from meal_gpu.grid import Grid
 from meal_gpu.model import DeepLabV3Plus
+
+from .result import WrongResultError
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -65,7 +67,17 @@ class Research:
     """Images and masks that are in memory."""
 
     def given(self, pixels: Mapping[int, np.ndarray]) -> "Research":
-        """The same, with some images in memory, uint8 ``[H, W, 3]``, and their masks decoded once."""
+        """The same, with some images in memory, uint8 ``[H, W, 3]``, and their masks decoded once.
+
+        Raises `WrongResultError` where they are not what is decoded here. Libraries do not resize to the same bits: a
+        resized pixel may be a level off, and more in the two rows and columns at the border.
+        """
+        for index, image in pixels.items():
+            decoded, resized = self._decoded(index)
+            differ = np.abs(decoded.astype(int) - image)
+            worst = int(differ[2:-2, 2:-2].max()) if resized else int(differ.max())
+            if worst > resized:
+                raise WrongResultError(f"{self.samples[index].image} differs by {worst} levels from what the store has")
         return replace(self, kept={index: (self._normalised(image), self.mask(index))
                                    for index, image in pixels.items()})
 
@@ -77,19 +89,16 @@ class Research:
         """Decode, resize, scale, normalise: float32 ``[3, H, W]``."""
         if index in self.kept:
             return self.kept[index][0]
+        return self._normalised(self._decoded(index)[0])
+
+    def _decoded(self, index: int) -> tuple[np.ndarray, bool]:
+        """uint8 ``[H, W, 3]``, and whether the file is of another size."""
         with Image.open(self.samples[index].image) as file:
             picture = file.convert("RGB")
-        if picture.size != self.size[::-1]:
+        resized = picture.size != self.size[::-1]
+        if resized:
             picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        return self._normalised(np.array(picture))
-
-    def resizes(self, images: Iterable[int]) -> bool:
-        """Whether one of the files is of another size."""
-        sizes = set()
-        for index in images:
-            with Image.open(self.samples[index].image) as file:
-                sizes.add(file.size)
-        return sizes != {self.size[::-1]}
+        return np.array(picture), resized
 
     @staticmethod
     def _normalised(pixels: np.ndarray) -> Tensor:

@@ -130,7 +130,7 @@ class Whole(_Model):
     content: str
     """What the round contained."""
     clock_ms: dict[str, float] = {}
-    """What the round's own clock says of its stages, in their order: median over the rounds."""
+    """What the round's own clock says of its stages, in the order in which they ended: median over the rounds."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -69,9 +69,9 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
         total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
         del ground, found  # the next round needs the memory
-        rounds = []
-        for number in range(1, 1 + whole if part == "round" and not only else 1):
-            tell(f"measuring a whole round ({number} of {whole})")
+        times, rounds = whole if part == "round" and not only else 0, []
+        for number in range(times):
+            tell(f"measuring a whole round ({number + 1} of {times})")
             rounds.append(whole_round(config, folder, device, images))
         at_once = _whole(rounds, total) if rounds else None
     return Result(part=part, subject=subject, settings=settings(config, only, images), machine=card(),

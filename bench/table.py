@@ -55,7 +55,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def whole_text(whole: Whole) -> str:
-    """A whole round beside the sum of its stages, in two sentences."""
+    """A whole round beside the sum of its stages, in words."""
     took, summed = (f"{ms / 1e3:,.3g} s" for ms in (whole.times.median_ms, whole.stage_sum_ms))
     apart = (f"{whole.gap:.1%} of the round is between them: host work and waiting" if whole.gap >= 0 else
              f"{-whole.gap:.1%} more than the round, in which they ran at another moment")
