@@ -1,16 +1,16 @@
 """``--compare OLD.json``: which stages have become slower, by a rule that a busy machine does not fool.
 
-The rule. Of a stage, four ratios new / old are taken: of the median and of the best fifth (20 % quantile) of the
+The rule. Of a stage, six ratios new / old are taken: of the median and of the best fifth (20 % quantile) of the
 samples, each in seconds and calibrated (`measure`: without the time that other processes took, in units of a workload
-timed beside every sample). The *smallest* of the four is what the stage has surely lost: a machine that was slower as a
-whole cancels in the calibrated ones, a calibration that was disturbed does not show in the seconds, and a few slow
-samples do not move the best fifth. The stage regresses where that exceeds 1 + tolerance + spread + lost. The spread is
-half the distance from the 20 % to the 80 % quantile over the median, of the noisier of the two runs, in whichever unit
-is the steadier: a stage that jumps by 20 % within a run cannot be judged to 10 %. With fewer than five samples the
-spread counts as 10 % at least. Lost is the share of time that other processes took in the more disturbed run: who had
-the processors had caches and memory too, which nothing here sees. It is 0 on a quiet machine, so compare results of
-quiet ones. A slowdown below the tolerance is thus never reported; one above it is the surer to be reported, the
-steadier the stage is.
+of the processors or of the memory timed beside every sample). The *smallest* of the six is what the stage has surely
+lost: a machine that was slower as a whole, or in its memory, cancels in the calibrated ones, a calibration that was
+disturbed does not show in the seconds, and a few slow samples do not move the best fifth. The stage regresses where
+that exceeds 1 + tolerance + spread + lost. The spread is half the distance from the 20 % to the 80 % quantile over the
+median, of the noisier of the two runs, in whichever unit is the steadiest: a stage that jumps by 20 % within a run
+cannot be judged to 10 %. With fewer than five samples the spread counts as 10 % at least. Lost is the share of time
+that other processes took in the more disturbed run: who had the processors had caches too, which nothing here sees. It
+is 0 on a quiet machine, so compare results of quiet ones. A slowdown below the tolerance is thus never reported; one
+above it is the surer to be reported, the steadier the stage is.
 
 What no spread within a run tells of: a process may be slower for as long as it lives, or a neighbour works, by the
 memory that it was given, by the cache that it shares. So what seems slower is measured again (`confirmed`), where that
@@ -38,7 +38,7 @@ class Verdict:
     old_ms: float
     new_ms: float
     slower: float
-    """How many times slower at the least: the smallest of the four ratios."""
+    """How many times slower at the least: the smallest of the six ratios."""
     limit: float
 
     @property
@@ -85,9 +85,8 @@ def _margin(verdict: Verdict) -> float:
 
 def judge(name: str, old: Times, new: Times, tolerance: float) -> Verdict:
     """The rule of this module for one stage."""
-    units: list[tuple[Sequence[float], Sequence[float]]] = [(old.seconds, new.seconds)]
-    if old.calibrated and new.calibrated:
-        units.append((old.calibrated, new.calibrated))
+    in_all = ((old.seconds, new.seconds), (old.calibrated, new.calibrated), (old.by_memory, new.by_memory))
+    units = [(before, after) for before, after in in_all if before and after]
     slower = min(quantile(after, q) / quantile(before, q) for before, after in units for q in (0.2, 0.5))
     spread = min(max(_spread(before), _spread(after)) for before, after in units)
     return Verdict(name, old.median_ms, new.median_ms, slower, 1 + tolerance + spread + max(old.lost, new.lost))

@@ -7,7 +7,7 @@ from the page cache, on all cores, and is compared with Pillow's pixels before i
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -234,9 +234,7 @@ def _timed(name: str, items: int, unit: str, calls: dict[str, Callable[[], objec
     with peak(device) as memory:
         calls["ours"]()
     timings = interleaved(calls, effort, device, calibration)
-    again = timings[AGAIN]
-    timings[AGAIN] = replace(again, seconds=tuple(REPEATS * value for value in again.seconds),
-                             calibrated=tuple(REPEATS * value for value in again.calibrated))
+    timings[AGAIN] = timings[AGAIN].times(REPEATS)
     others: tuple[Baseline, ...] = tuple(
         baseline(key, timings["ours"], timings[key], 0.0, "the same pixels",
                  note=f"each file once, taken {REPEATS} times" if key == AGAIN else "")

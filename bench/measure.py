@@ -2,8 +2,10 @@
 
 A shared or throttling machine slows whatever runs at that moment. So alternatives take turns; from each sample the time
 is taken off that its threads stood ready to run while other processes had the processors; and what is left is divided
-by that of a small fixed workload beside it. `Timing.calibrated` holds these values, which `compare` can trust where the
-machine was slower as a whole. What a stage itself waits for, a disk or a sleep, stays in them.
+by that of two small fixed workloads beside it: one of the processors, `Timing.calibrated`, and one of the memory,
+`Timing.by_memory`, since neighbours that none of this machine's counters show may take a third of the memory's rate for
+a minute and leave the processors alone. `compare` can trust these values where the machine was slower as a whole. What
+a stage itself waits for, a disk or a sleep, stays in them.
 """
 
 import contextlib
@@ -20,6 +22,8 @@ import torch
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+_WINDOW = 2**20
+"""float32 values that one call of a calibration copies: 4 MiB."""
 _LEAST_SAMPLE = 5e-3
 """Seconds: shorter calls are repeated within a sample until they take so long, or the clock would be what is seen."""
 
@@ -30,10 +34,27 @@ class Timing:
 
     seconds: tuple[float, ...]
     calibrated: tuple[float, ...] = ()
-    """The samples, without the time that other processes took, over the calibration around them, likewise."""
+    """The samples, without the time that other processes took, over the processors' calibration around them."""
+
+    by_memory: tuple[float, ...] = ()
+    """Likewise over the memory's."""
 
     lost: float = 0.0
     """Share of the time that other processes took, median over the samples."""
+
+    @classmethod
+    def of(cls, samples: Sequence["Sample"]) -> "Timing":
+        paced = [sample for sample in samples if sample.pace]
+        return cls(tuple(sample.seconds for sample in samples),
+                   tuple(sample.undisturbed / sample.pace.processors for sample in paced if sample.pace),
+                   tuple(sample.undisturbed / sample.pace.memory for sample in paced if sample.pace),
+                   quantile([1 - sample.undisturbed / sample.seconds for sample in samples], 0.5))
+
+    def times(self, n: int) -> "Timing":
+        """That of ``n`` calls in a row."""
+        seconds, calibrated, by_memory = (
+            tuple(n * value for value in unit) for unit in (self.seconds, self.calibrated, self.by_memory))
+        return Timing(seconds, calibrated, by_memory, self.lost)
 
     @property
     def median(self) -> float:
@@ -74,6 +95,7 @@ class Timer:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.cuda = device.type == "cuda"
 
     def undisturbed(self, work: Callable[[], object], calls: int = 1) -> tuple[float, float]:
@@ -110,29 +132,62 @@ def stood_ready() -> dict[str, int]:
     return found
 
 
-class Calibration:
-    """A fixed workload of about a millisecond: products in cache, a copy beyond the caches, and Python.
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the calibration's workloads take now."""
 
-    It uses as many threads as the stages do, so that what takes these away slows it too.
+    processors: float
+    memory: float
+
+
+class Calibration:
+    """Two fixed workloads: products in cache, a copy in the last one and Python; and a copy beyond the caches.
+
+    They use as many threads as the stages do, so that what takes these away slows them too.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.timer = Timer(device)
         self.a = torch.full((192, 192), 0.5, device=device)
         self.product = torch.empty_like(self.a)
-        self.source = torch.ones(2**20, device=device)
-        self.target = torch.empty_like(self.source)
-        self.once = min(self.timer(self._work) for _ in range(20))
+        cache = min(2**28, last_level_cache(device))  # is read, and as much is written
+        source, target = (torch.ones(max(_WINDOW, cache // 4), device=device).split(_WINDOW) for _ in range(2))
+        self.windows = list(zip(source, target, strict=True))
+        self.beyond = rotating(lambda window: window[1].copy_(window[0]), self.windows)
+        self.quickest = {work: min(self.timer(work) for _ in range(20)) for work in (self._compute, self.beyond)}
 
-    def _work(self) -> None:
+    def _compute(self) -> None:
         for _ in range(8):
             torch.mm(self.a, self.a, out=self.product)
-        self.target.copy_(self.source)
+        source, target = self.windows[0]
+        target.copy_(source)
         sum(range(5000))
 
-    def seconds(self, beside: float) -> float:
-        """Its time now, taken over a tenth of the time of the sample that it stands beside, 2 to 200 calls."""
-        return self.timer.undisturbed(self._work, min(200, max(2, math.ceil(0.1 * beside / self.once))))[1]
+    def pace(self, beside: float) -> Pace:
+        """Now, each taken over a tenth of the time of the sample that it stands beside, 2 to 200 calls."""
+        return Pace(*(self.timer.undisturbed(work, min(200, max(2, math.ceil(0.1 * beside / quickest))))[1]
+                      for work, quickest in self.quickest.items()))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Seconds per call, those without the time that other processes took, and how fast the machine was around it."""
+
+    seconds: float
+    undisturbed: float
+    pace: Pace | None = None
+
+    @classmethod
+    def take(cls, work: Callable[[], object], timer: Timer, calls: int = 1, calibration: Calibration | None = None,
+             beside: float = 1.0) -> "Sample":
+        """Time ``calls`` of ``work``, which are expected to take ``beside`` seconds together."""
+        before = calibration.pace(beside) if calibration else None
+        seconds, undisturbed = timer.undisturbed(work, calls)
+        if calibration is None or before is None:
+            return cls(seconds, undisturbed)
+        after = calibration.pace(beside)
+        return cls(seconds, undisturbed, Pace((before.processors + after.processors) / 2,
+                                              (before.memory + after.memory) / 2))
 
 
 def interleaved(
@@ -157,23 +212,15 @@ def interleaved(
         for _ in range(10 if quickest[name] < 10 * _LEAST_SAMPLE else 0):
             quickest[name] = min(quickest[name], timer(alternatives[name]))
     calls = {name: max(1, math.ceil(_LEAST_SAMPLE / max(took, 1e-7))) for name, took in quickest.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    calibrated: dict[str, list[float]] = {name: [] for name in names}
-    lost: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
     begin = clock()
     for index in range(effort.max_rounds):
         for name in names if index % 2 else reversed(names):
-            beside = calls[name] * (seconds[name][-1] if seconds[name] else _LEAST_SAMPLE)
-            before = calibration.seconds(beside) if calibration else 1.0
-            wall, undisturbed = timer.undisturbed(alternatives[name], calls[name])
-            after = calibration.seconds(beside) if calibration else 1.0
-            seconds[name].append(wall)
-            calibrated[name].append(2 * undisturbed / (before + after))
-            lost[name].append(1 - undisturbed / wall)
+            samples[name].append(Sample.take(alternatives[name], timer, calls[name], calibration,
+                                             calls[name] * quickest[name]))
         if index + 1 >= effort.min_rounds and clock() - begin >= effort.seconds:
             break
-    return {name: Timing(tuple(seconds[name]), tuple(calibrated[name]) if calibration else (),
-                         quantile(lost[name], 0.5)) for name in names}
+    return {name: Timing.of(samples[name]) for name in names}
 
 
 def rotating(work: Callable[[T], object], inputs: Sequence[T]) -> Callable[[], object]:

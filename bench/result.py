@@ -37,14 +37,17 @@ class Times(_Model):
 
     seconds: tuple[float, ...]
     calibrated: tuple[float, ...] = ()
-    """The same in units of the calibration workload beside each; empty where none ran."""
+    """The same in units of the processors' calibration beside each; empty where none ran."""
+
+    by_memory: tuple[float, ...] = ()
+    """The same in units of the memory's calibration."""
 
     lost: float = 0.0
     """Share of the time that other processes took: 0 on a quiet machine."""
 
     @classmethod
     def of(cls, timing: Timing) -> "Times":
-        return cls(seconds=timing.seconds, calibrated=timing.calibrated, lost=timing.lost)
+        return cls(seconds=timing.seconds, calibrated=timing.calibrated, by_memory=timing.by_memory, lost=timing.lost)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -17,7 +17,7 @@ from meal_gpu.work import Roofs
 
 from .ground import Ground, limited
 from .machine import card, measure_roofs
-from .measure import Calibration, Effort, Timer, Timing, interleaved
+from .measure import Calibration, Effort, Sample, Timer, Timing, interleaved
 from .memory import peak
 from .result import Baseline, Part, Result, Stage, Times, Whole, baseline, shared, stage
 from .stages import BESIDE, Case, cases
@@ -72,7 +72,7 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         times, rounds = whole if part == "round" and not only else 0, []
         for number in range(times):
             tell(f"measuring a whole round ({number + 1} of {times})")
-            rounds.append(whole_round(config, folder, device, images))
+            rounds.append(whole_round(config, folder, Timer(device), calibration, images))
         at_once = _whole(rounds, total) if rounds else None
     return Result(part=part, subject=subject, settings=settings(config, only, images), machine=card(),
                   device=device.type, roofs=roofs, stages=shared(stages), whole=at_once, notes=tuple(notes))
@@ -117,12 +117,13 @@ def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
     return found
 
 
-def whole_round(config: Config, folder: Path, device: torch.device, images: int = 0) -> tuple[float, dict[str, float]]:
+def whole_round(config: Config, folder: Path, timer: Timer, calibration: Calibration,
+                images: int = 0) -> tuple[Sample, dict[str, float]]:
     """From image files to the labels of the first query, with one epoch of training and one evaluation.
 
-    Seconds, and those of its stages by the round's own clock.
+    Its time, and the seconds of its stages by the round's own clock.
     """
-    clock = StageClock(device)
+    clock = StageClock(timer.device)
 
     def go(store: Path) -> None:
         short = in_store(config, store).revised("train", epochs=1, final_epochs=1, eval_every=1)
@@ -140,13 +141,13 @@ def whole_round(config: Config, folder: Path, device: torch.device, images: int 
             pool.reveal(chosen.ids, oracle.label(1, chosen.ids))
 
     with tempfile.TemporaryDirectory(prefix="whole-", dir=folder) as store:
-        seconds = Timer(device)(lambda: go(Path(store)))
-    return seconds, clock.seconds
+        sample = Sample.take(lambda: go(Path(store)), timer, calibration=calibration)
+    return sample, clock.seconds
 
 
-def _whole(rounds: Sequence[tuple[float, dict[str, float]]], stage_sum_ms: float) -> Whole:
+def _whole(rounds: Sequence[tuple[Sample, dict[str, float]]], stage_sum_ms: float) -> Whole:
     stages = {name: 1e3 * median(clock[name] for _, clock in rounds) for name in rounds[0][1]}
-    return Whole(times=Times.of(Timing(tuple(seconds for seconds, _ in rounds))), stage_sum_ms=stage_sum_ms,
+    return Whole(times=Times.of(Timing.of([sample for sample, _ in rounds])), stage_sum_ms=stage_sum_ms,
                  clock_ms=stages, content="ingest, features, an epoch on the initial patches, an evaluation, scoring, "
                                           "selection, reveal")
 

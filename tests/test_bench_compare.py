@@ -26,10 +26,16 @@ ROOFS = Roofs(2, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispat
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2.14.1", "commit": "abc", "meal_gpu": "0.1.0"}
 
 
-def times(seconds: float, noise: float = 0.02, machine: float = 1.0, n: int = 9, seed: int = 0) -> Times:
-    """Samples of a stage on a machine that is ``machine`` times slower, with a multiplicative noise."""
+def times(seconds: float, noise: float = 0.02, machine: float = 1.0, memory: float = 1.0, n: int = 9,
+          seed: int = 0) -> Times:
+    """Samples of a stage on a machine that is ``machine`` times slower, with a multiplicative noise.
+
+    Memory ``memory`` times slower makes all of the stage slower, and the processors' calibration not.
+    """
     jitter = 1 + noise * np.abs(np.random.default_rng(seed).standard_normal(n))
-    return Times(seconds=tuple(seconds * machine * jitter), calibrated=tuple(seconds / 0.001 * jitter))
+    on_quiet = seconds * jitter
+    return Times(seconds=tuple(machine * memory * on_quiet), calibrated=tuple(memory * on_quiet / 0.001),
+                 by_memory=tuple(on_quiet / 0.0002))
 
 
 def result(**stages: Times) -> Result:
@@ -56,9 +62,25 @@ def test_a_machine_slower_as_a_whole_is_no_regression_and_does_not_hide_one():
     assert regressed(old, result(forward=times(0.1, machine=2), select=times(0.02, machine=2))) == ["select"]
 
 
+def test_slower_memory_is_no_regression_and_does_not_hide_one():
+    """A neighbour on the memory's bus, which no count of lost time shows: gather takes half as long again by itself."""
+    old = result(gather=times(0.01), forward=times(0.1, seed=1))
+    assert regressed(old, result(gather=times(0.01, memory=1.5), forward=times(0.1))) == []
+    assert regressed(old, result(gather=times(0.014, memory=1.5), forward=times(0.1))) == ["gather"]
+
+
+def test_where_a_unit_is_missing_the_others_judge():
+    """Results from before memory was calibrated can be compared with later ones."""
+    before = times(0.1).model_copy(update={"by_memory": ()})
+    assert judge("forward", before, times(0.15), 0.1).regressed
+    assert not judge("forward", before, times(0.1, machine=1.5), 0.1).regressed
+
+
 def test_a_disturbed_calibration_is_no_regression():
-    slow_by_calibration = Times(seconds=times(0.1).seconds, calibrated=tuple(2 * v for v in times(0.1).calibrated))
-    assert not judge("forward", times(0.1), slow_by_calibration, 0.1).regressed
+    undisturbed = times(0.1)
+    for unit in ("calibrated", "by_memory"):
+        twice = undisturbed.model_copy(update={unit: tuple(2 * value for value in getattr(undisturbed, unit))})
+        assert not judge("forward", undisturbed, twice, 0.1).regressed
 
 
 def test_a_few_slow_samples_are_no_regression():
@@ -139,7 +161,7 @@ def test_bad_tolerance(text):
 @pytest.fixture
 def full() -> Result:
     """A result with everything that a result can have."""
-    timing = Timing((0.100, 0.110, 0.105), (100.0, 110.0, 105.0))
+    timing = Timing((0.100, 0.110, 0.105), (100.0, 110.0, 105.0), (500.0, 550.0, 525.0))
     eager = Baseline(name="eager", times=times(0.5), ratio=(4.5, 5.0, 5.5), error=1e-6, checked="entropy")
     left_out = Baseline(name="baal", times=None, note="not installed")
     work = Work(bytes=2 * 10**8, flops=5 * 10**9)

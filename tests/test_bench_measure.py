@@ -12,7 +12,7 @@ from PIL import Image
 
 from meal_gpu.bench import measure, memory
 from meal_gpu.bench.machine import card, measure_roofs
-from meal_gpu.bench.measure import Calibration, Effort, Timer, Timing, enough_copies, interleaved, rotating
+from meal_gpu.bench.measure import Calibration, Effort, Pace, Timer, Timing, enough_copies, interleaved, rotating
 from meal_gpu.work import Roofs, Work
 
 CPU = torch.device("cpu")
@@ -64,14 +64,23 @@ def test_ratio_is_per_round():
 
 
 def test_calibration_stands_beside_every_sample(monkeypatch):
-    """Timed before and after each: 2 and 4 ms make the unit 3 ms."""
-    answers = itertools.cycle([0.002, 0.004])
+    """Timed before and after each: 2 and 4 ms of the processors, 1 and 2 ms of the memory make the units 3 and 1.5."""
+    answers = itertools.cycle([Pace(0.002, 0.001), Pace(0.004, 0.002)])
     calibration = Calibration(CPU)
-    assert calibration.seconds(0.01) > 1e-5
-    monkeypatch.setattr(calibration, "seconds", lambda beside: next(answers))
+    pace = calibration.pace(0.01)
+    assert min(pace.processors, pace.memory) > 1e-5
+    monkeypatch.setattr(calibration, "pace", lambda beside: next(answers))
     monkeypatch.setattr(measure, "stood_ready", dict)  # nobody else is on the machine
     timing = interleaved({"a": slow}, Effort(0.0, 3, 3, 0.0), calibration=calibration)["a"]
     assert [seconds / 0.003 for seconds in timing.seconds] == pytest.approx(timing.calibrated)
+    assert [seconds / 0.0015 for seconds in timing.seconds] == pytest.approx(timing.by_memory)
+    assert timing.times(2).by_memory == pytest.approx([2 * value for value in timing.by_memory])
+
+
+def test_the_memory_is_calibrated_beyond_the_caches():
+    """What a pass over its windows reads and writes is the last-level cache twice over."""
+    windows = Calibration(CPU).windows
+    assert sum(tensor.nbytes for window in windows for tensor in window) >= 1.9 * card()["last_level_cache_bytes"]
 
 
 def test_time_that_others_took_is_not_counted(monkeypatch):
