@@ -123,13 +123,13 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from . import scale
     from .measure import Effort
 
+    doing = _Doing()
     if workers:
         from . import workers as on_workers
 
         processes = _numbers(workers, 1)
         if processes is None:
             raise InputError(f"--workers is {workers!r}: give numbers of processes, such as 1,2.")
-        doing = _Doing()
         with _config(config, set_, 0) as loaded:
             measured(lambda: on_workers.run(loaded, processes, tell=doing), json_, compare, tolerance, out, doing)
         return
@@ -137,7 +137,8 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     if sizes is None:
         raise InputError(f"--pools is {pools!r}: give numbers of patches, 32 at least, such as 1000,10000.")
     with _config(config, set_, 0) as loaded:
-        measured(lambda: scale.run(loaded, Effort(seconds, 3), sizes, umap_to=umap_to), json_, compare, tolerance, out)
+        measured(lambda: scale.run(loaded, Effort(seconds, 3), sizes, umap_to=umap_to, tell=doing), json_, compare,
+                 tolerance, out, doing)
 
 
 def _numbers(text: str, least: int) -> list[int] | None:

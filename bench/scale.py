@@ -51,13 +51,16 @@ Calls = dict[str, tuple[int, Callable[[], object], Work]]
 
 
 def run(config: Config, effort: Effort, pools: Sequence[int] = POOLS, classes: Sequence[int] = CLASSES,
-        sizes: Sequence[tuple[int, int]] = SIZES, umap_to: int = 10_000) -> Result:
+        sizes: Sequence[tuple[int, int]] = SIZES, umap_to: int = 10_000,
+        tell: Callable[[str], None] = lambda doing: None) -> Result:
     """Measure all sizes; the stages of the result are those of the largest pool.
 
-    ``umap_to``: UMAP is fitted to pools of up to so many patches (umap-learn takes minutes for 100,000).
+    ``umap_to``: UMAP is fitted to pools of up to so many patches (umap-learn takes minutes for 100,000). ``tell`` hears
+    what is being measured.
     """
     config = config.revised("data", context="image")
     backend = resolve(config)
+    tell("measuring the machine's roofs")
     roofs, calibration = measure_roofs(backend.device, backend.dtype), Calibration(backend.device)
     cells = config.data.tiling().cells
     torch.manual_seed(0)
@@ -69,7 +72,12 @@ def run(config: Config, effort: Effort, pools: Sequence[int] = POOLS, classes: S
         grid = Grid(*config.data.grid, *point.size)
         network = replace(on_meta[point.classes], grid=grid, batch=images_per_batch(grid))
         calls = _calls(config, backend, point, models[point.classes], network, umap_to if extra else 0)
-        return [_measured(name, *call, roofs, effort, backend.device, calibration) for name, call in calls.items()]
+        height, width = point.size
+        made = []
+        for name, call in calls.items():
+            tell(f"measuring {name}: {point.n_images:,} images of {height} × {width}, {point.classes} classes")
+            made.append(_measured(name, *call, roofs, effort, backend.device, calibration))
+        return made
 
     grown = [measure(Point(max(1, round(n / cells)), SMALL, classes[0]), True) for n in pools]
     # All three passes take as many images, so that one size alone is varied.

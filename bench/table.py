@@ -76,7 +76,7 @@ def _table(result: Result) -> Table:
         added = stage.peak.device_bytes if stage.peak.device_bytes is not None else stage.peak.host_added_bytes
         table.add_row(
             stage.name, f"{stage.items:,}", milliseconds(stage.times.median_ms),
-            across(stage.times), _count(stage.items_per_second), rate(stage),
+            across(stage.times), count(stage.items_per_second), rate(stage),
             stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
             *([share(stage)] if rounds else []),
             "–" if added is None else f"{added / 1e6:,.0f}",
@@ -161,7 +161,8 @@ def milliseconds(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """With three digits or so, and a unit: 5.2M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.1f}{unit}"

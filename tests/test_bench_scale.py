@@ -12,7 +12,7 @@ from meal_gpu.bench import readme, scale
 from meal_gpu.bench.cityscapes import write
 from meal_gpu.bench.measure import Effort, Timing
 from meal_gpu.bench.memory import Peak
-from meal_gpu.bench.result import Result, shared, stage
+from meal_gpu.bench.result import Growth, Result, shared, stage
 from meal_gpu.config import Config
 from meal_gpu.datasets import VOID, open_dataset
 from meal_gpu.imagefile import read_mask
@@ -63,21 +63,31 @@ def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
     assert set(np.unique(classes)) <= {*range(19), VOID}
 
 
-def test_the_readme_holds_the_table_of_the_results():
+def test_the_readmes_hold_the_tables_of_the_results():
     """Run `python -m meal_gpu.bench.readme` where this fails."""
     text = readme.README.read_text()
-    assert readme.updated(text, readme.section()) == text
+    assert readme.updated(text, readme.section("bench/results/", readme.IN_README, level=3)) == text
+    assert readme.ALL.read_text() == readme.everything()
 
 
 def test_a_section_has_every_stage_and_is_put_between_the_marks(tmp_path):
     made = [stage(name, 10, "images", Timing((0.1, 0.2)), ROOFS, Work(flops=10**9), Peak(), per_round=1)
             for name in ("forward", "evaluation")]
-    Result(part="round", subject="CamVid", settings={}, machine={"cpu": "a CPU", "torch": "2", "commit": "abc"},
-           device="cpu", roofs=ROOFS, stages=shared(made)).write(tmp_path / "camvid-cpu.json")
+    machine = {"cpu": "a CPU", "torch": "2", "commit": "abc"}
+    round_ = Result(part="round", subject="CamVid", settings={}, machine=machine, device="cpu", roofs=ROOFS,
+                    stages=shared(made))
+    round_.write(tmp_path / "camvid-cpu.json")
+    grown = Growth(stage="forward", over="patches", sizes=(1e3, 1e4), seconds=(0.1, 1.0), host_bytes=(10, 100),
+                   exponent=1.0, memory_exponent=None)
+    round_.model_copy(update={"part": "scale", "growth": (grown,)}).write(tmp_path / "a-scale.json")
     (tmp_path / "older.json").write_text(json.dumps({"roof": 1}))
-    content = readme.section(tmp_path)
-    assert "| forward | 10 images | 150 (120–180) | 66.67 | FLOP | 7% | 50.0% | – |" in content
+    content = readme.section("there/", results=tmp_path)
+    assert "| forward | 10 images | 150 (120–180) | 66.7 | FLOP | 7% | 50.0% |" in content
+    assert "| forward | 1,000, 10,000 patches | 0.1, 1 | 1.00 | – |" in content
+    assert "[`camvid-cpu.json`](there/camvid-cpu.json): a CPU" in content
+    assert content.index("bench round") < content.index("bench scale")  # what says most comes first
     assert "older" not in content
+    assert "scale" not in readme.section("", readme.IN_README, tmp_path)
     text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
     assert readme.updated(text, content) == f"before\n{readme.BEGIN}\n{content}{readme.END}\nafter\n"
     with pytest.raises(InputError, match="lacks the marks"):
