@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 from torch import Tensor
 
-from .jit import parallel, torch_threads
+from .jit import compiled, parallel, torch_threads
 
 TILE = 768  # values: a multiple of three channels and of the widest vectors; both statistics stay in the L1 cache
 
@@ -63,9 +63,28 @@ def _normalise(images, frames, runs, rows, cols, mean, scale, out):  # type: ign
             _normalised(images[image, cell // cols * height + y, x : x + width], mean, scale, out[k, y])
 
 
+def _runs(frames, cols, n):  # type: ignore[no-untyped-def]
+    """Where runs begin in frames int64 [B], and B after the last; nothing where a frame is outside 0 ... n - 1."""
+    begins = np.empty(frames.size + 1, np.int64)
+    count = 0
+    for k in range(frames.size):
+        if frames[k] < 0 or frames[k] >= n:
+            return begins[:0]
+        if k == 0 or frames[k] != frames[k - 1] + 1 or frames[k] % cols == 0:
+            begins[count] = k
+            count += 1
+    begins[count] = frames.size
+    return begins[: count + 1]
+
+
 _INDICES = "uint8[:,:,::1], int64[::1], int64[::1], int64, int64"
 _SIGNATURES = {_copy: f"void({_INDICES}, uint8[:,:,::1])",
                _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])"}  # fmt: skip
+
+
+@cache
+def _find_runs() -> Any:
+    return compiled(_runs, "int64[::1](int64[::1], int64, int64)", error_model="numpy")
 
 
 @cache
@@ -89,13 +108,19 @@ def cut(
         return
     (rows, cols), wanted = tiles, np.ascontiguousarray(frames.numpy())
     n = len(images) * rows * cols
-    if wanted.min() < 0 or wanted.max() >= n:
+    runs = _find_runs()(wanted, cols, n)  # compiled: a batch of small images is cut in less time than numpy takes here
+    if not len(runs):
         raise ValueError(f"frames {wanted.min()} to {wanted.max()} are asked for: there are 0 to {n - 1}")
-    begins = np.flatnonzero((np.diff(wanted) != 1) | (wanted[1:] % cols == 0)) + 1
-    runs = np.concatenate([[0], begins, [len(wanted)]])
     arguments = [images.numpy().reshape(*images.shape[:2], -1), wanted, runs, rows, cols]
     if statistics is not None:
-        arguments += [np.tile(values.numpy(), TILE // len(values)) for values in statistics]
+        arguments += [_tiled(values.numpy()) for values in statistics]
     run = kernel(_copy if statistics is None else _normalise)
     with torch_threads():
         run(*arguments, out.numpy().reshape(*out.shape[:2], -1))
+
+
+def _tiled(values: np.ndarray) -> np.ndarray:
+    """float32 [3] -> [TILE]."""
+    tile = np.empty((TILE // len(values), len(values)), np.float32)
+    tile[:] = values
+    return tile.reshape(-1)

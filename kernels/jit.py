@@ -10,20 +10,28 @@ from numba.core.config import NUMBA_NUM_THREADS
 
 
 def parallel(function: Callable[..., Any], signature: str, **options: Any) -> Any:
+    """The function compiled for all threads."""
+    return compiled(function, signature, parallel=True, **options)
+
+
+def compiled(function: Callable[..., Any], signature: str, **options: Any) -> Any:
     """The compiled function, from numba's cache where it is there; compiling takes seconds."""
     try:
-        return njit(signature, parallel=True, cache=True, **options)(function)
+        return njit(signature, cache=True, **options)(function)
     except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
         if "cache" not in str(error):
             raise
-        return njit(signature, parallel=True, **options)(function)
+        return njit(signature, **options)(function)
 
 
 @contextmanager
 def torch_threads() -> Iterator[None]:
     """As many threads as torch has (``torch.set_num_threads``), for numba's kernels that are called inside."""
-    before = get_num_threads()
-    set_num_threads(min(torch.get_num_threads(), NUMBA_NUM_THREADS))
+    before, wanted = get_num_threads(), min(torch.get_num_threads(), NUMBA_NUM_THREADS)
+    if wanted == before:  # each of numba's calls takes microseconds, as many as a small batch
+        yield
+        return
+    set_num_threads(wanted)
     try:
         yield
     finally:

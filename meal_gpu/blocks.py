@@ -4,6 +4,7 @@ A batch of frames is tens of megabytes. New memory for each costs a page fault p
 is more than cutting and normalising the pixels.
 """
 
+import math
 import weakref
 from collections import deque
 
@@ -25,7 +26,7 @@ class Blocks:
 
     def new(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor, not initialised."""
-        size = int(np.prod(shape)) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         block = self._free(size)
         if block is None:
             block = np.empty(size, np.uint8)
