@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from meal_gpu.heap import give_back
+
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _SAMPLE_SECONDS = 0.002
 
@@ -30,6 +32,7 @@ class Peak:
 def peak(device: torch.device) -> Iterator[Peak]:
     """Watch the memory of what runs inside. Not to be nested: there is one mark per process."""
     found = Peak()
+    give_back()  # what earlier stages freed, and this one would use again, is memory that it takes
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import numba
 import torch
 
-from . import machine, rapids
+from . import heap, machine, rapids
 from .config import Config
 from .errors import InputError, first_line
 from .kernels import patch_entropy
@@ -107,6 +107,8 @@ def resolve(config: Config) -> Backend:
     """
     _start_threads()
     device, device_reason = _device(config.device)
+    if device.type == "cpu":
+        heap.keep_freed()
     dtype, dtype_reason = _dtype(config.model.precision, device)
 
     @functools.cache  # asked twice at most, and cuML takes seconds to import
