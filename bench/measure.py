@@ -44,10 +44,10 @@ class Timing:
 
     @classmethod
     def of(cls, samples: Sequence["Sample"]) -> "Timing":
-        paced = [sample for sample in samples if sample.pace]
+        paced = [(sample.undisturbed, sample.pace) for sample in samples if sample.pace]
         return cls(tuple(sample.seconds for sample in samples),
-                   tuple(sample.undisturbed / sample.pace.processors for sample in paced if sample.pace),
-                   tuple(sample.undisturbed / sample.pace.memory for sample in paced if sample.pace),
+                   tuple(seconds / pace.processors for seconds, pace in paced),
+                   tuple(seconds / pace.memory for seconds, pace in paced),
                    quantile([1 - sample.undisturbed / sample.seconds for sample in samples], 0.5))
 
     def times(self, n: int) -> "Timing":
@@ -150,8 +150,8 @@ class Calibration:
         self.timer = Timer(device)
         self.a = torch.full((192, 192), 0.5, device=device)
         self.product = torch.empty_like(self.a)
-        cache = min(2**28, last_level_cache(device))  # is read, and as much is written
-        source, target = (torch.ones(max(_WINDOW, cache // 4), device=device).split(_WINDOW) for _ in range(2))
+        size = max(_WINDOW, last_level_cache(device) // 4)  # as much as the cache holds is read, and is written
+        source, target = (torch.ones(size, device=device).split(_WINDOW) for _ in range(2))
         self.windows = list(zip(source, target, strict=True))
         self.beyond = rotating(lambda window: window[1].copy_(window[0]), self.windows)
         self.quickest = {work: min(self.timer(work) for _ in range(20)) for work in (self._compute, self.beyond)}
@@ -181,13 +181,10 @@ class Sample:
     def take(cls, work: Callable[[], object], timer: Timer, calls: int = 1, calibration: Calibration | None = None,
              beside: float = 1.0) -> "Sample":
         """Time ``calls`` of ``work``, which are expected to take ``beside`` seconds together."""
-        before = calibration.pace(beside) if calibration else None
-        seconds, undisturbed = timer.undisturbed(work, calls)
-        if calibration is None or before is None:
-            return cls(seconds, undisturbed)
-        after = calibration.pace(beside)
-        return cls(seconds, undisturbed, Pace((before.processors + after.processors) / 2,
-                                              (before.memory + after.memory) / 2))
+        if calibration is None:
+            return cls(*timer.undisturbed(work, calls))
+        before, took, after = calibration.pace(beside), timer.undisturbed(work, calls), calibration.pace(beside)
+        return cls(*took, Pace((before.processors + after.processors) / 2, (before.memory + after.memory) / 2))
 
 
 def interleaved(

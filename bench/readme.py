@@ -7,11 +7,12 @@ import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import get_args
 
 from meal_gpu.errors import InputError
 from meal_gpu.files import write_atomic
 
-from .result import SCHEMA, Result
+from .result import SCHEMA, Part, Result
 from .table import across, advice, count, milliseconds, share, whole_text
 
 HERE = Path(__file__).resolve().parent
@@ -19,8 +20,7 @@ README, RESULTS = HERE.parent / "README.md", HERE / "results"
 ALL = RESULTS / "README.md"
 BEGIN = "<!-- bench: written by python -m meal_gpu.bench.readme, do not edit -->"
 END = "<!-- bench: end -->"
-PARTS = ("round", "train", "kernels", "embed", "data", "stream", "scale")
-"""In the order in which they are shown."""
+PARTS: tuple[Part, ...] = get_args(Part)
 IN_README = PARTS[:3]
 
 
@@ -92,12 +92,12 @@ def _row(cells: list[str]) -> str:
 
 def _memory(result: Result) -> list[str]:
     """The memory at its highest, each phase in a process of its own."""
-    lines = ["| | images | seconds | most memory, GB | of it when all was imported | added |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    heads = ["", "images", "seconds", "most memory, GB", "of it when all was imported", "added"]
+    lines = [_row(heads), _row(["---"] * len(heads))]
     for stage in result.stages:
         highest, added = stage.peak.host_bytes or 0, stage.peak.host_added_bytes or 0
-        lines.append(f"| {stage.name.split()[0]} | {stage.items:,} | {stage.times.median_ms / 1e3:,.0f} | "
-                     f"{highest / 1e9:.2f} | {(highest - added) / 1e9:.2f} | {added / 1e9:.2f} |")
+        lines.append(_row([stage.name.split()[0], f"{stage.items:,}", f"{stage.times.median_ms / 1e3:,.0f}",
+                           *(f"{size / 1e9:.2f}" for size in (highest, highest - added, added))]))
     return lines
 
 
@@ -110,6 +110,11 @@ def updated(readme: str, content: str) -> str:
     return f"{before}{BEGIN}\n{content}{END}{after}"
 
 
+def some() -> str:
+    """What stands between the marks of the project's README."""
+    return section("bench/results/", IN_README, level=3)
+
+
 def everything() -> str:
     """``bench/results/README.md``."""
     return ("# Results\n\nMade of the files beside this one by `python -m meal_gpu.bench.readme`; do not edit. "
@@ -118,7 +123,7 @@ def everything() -> str:
 
 def main() -> None:
     text = README.read_text()
-    for file, new in ((README, updated(text, section("bench/results/", IN_README, level=3))), (ALL, everything())):
+    for file, new in ((README, updated(text, some())), (ALL, everything())):
         if not file.exists() or new != file.read_text():
             write_atomic(file, new.encode())
             print(f"updated {file}", file=sys.stderr)

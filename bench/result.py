@@ -20,7 +20,8 @@ from .memory import Peak
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; files of other versions are refused."""
-Part = Literal["kernels", "data", "stream", "embed", "train", "round", "scale"]
+Part = Literal["round", "train", "kernels", "embed", "data", "stream", "scale"]
+"""In the order in which results are shown."""
 
 
 class WrongResultError(RuntimeError):

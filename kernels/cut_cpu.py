@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit, prange
 from torch import Tensor
 
-from .jit import compiled, parallel, torch_threads
+from .jit import compiled, torch_threads
 
 TILE = 768  # values: a multiple of three channels and of the widest vectors; both statistics stay in the L1 cache
 
@@ -78,19 +78,15 @@ def _runs(frames, cols, n):  # type: ignore[no-untyped-def]
 
 
 _INDICES = "uint8[:,:,::1], int64[::1], int64[::1], int64, int64"
-_SIGNATURES = {_copy: f"void({_INDICES}, uint8[:,:,::1])",
+_SIGNATURES = {_runs: "int64[::1](int64[::1], int64, int64)",
+               _copy: f"void({_INDICES}, uint8[:,:,::1])",
                _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])"}  # fmt: skip
-
-
-@cache
-def _find_runs() -> Any:
-    return compiled(_runs, "int64[::1](int64[::1], int64, int64)", error_model="numpy")
 
 
 @cache
 def kernel(function: Any) -> Any:
     """The compiled numba function."""
-    return parallel(function, _SIGNATURES[function], error_model="numpy")
+    return compiled(function, _SIGNATURES[function], parallel=function is not _runs, error_model="numpy")
 
 
 def cut(
@@ -108,7 +104,7 @@ def cut(
         return
     (rows, cols), wanted = tiles, np.ascontiguousarray(frames.numpy())
     n = len(images) * rows * cols
-    runs = _find_runs()(wanted, cols, n)  # compiled: a batch of small images is cut in less time than numpy takes here
+    runs = kernel(_runs)(wanted, cols, n)  # compiled: a batch of small images is cut in less time than numpy takes here
     if not len(runs):
         raise ValueError(f"frames {wanted.min()} to {wanted.max()} are asked for: there are 0 to {n - 1}")
     arguments = [images.numpy().reshape(*images.shape[:2], -1), wanted, runs, rows, cols]

@@ -30,7 +30,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .jit import parallel, torch_threads
+from .jit import compiled, torch_threads
 from .reference import FLOAT32_LIMIT, SCORES, taps
 
 TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
@@ -345,7 +345,7 @@ _SIGNATURE = (
 @cache
 def kernel() -> Any:
     """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
-    return parallel(_scores, _SIGNATURE)
+    return compiled(_scores, _SIGNATURE, parallel=True)
 
 
 @lru_cache(maxsize=32)

@@ -9,11 +9,6 @@ from numba import get_num_threads, njit, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
 
 
-def parallel(function: Callable[..., Any], signature: str, **options: Any) -> Any:
-    """The function compiled for all threads."""
-    return compiled(function, signature, parallel=True, **options)
-
-
 def compiled(function: Callable[..., Any], signature: str, **options: Any) -> Any:
     """The compiled function, from numba's cache where it is there; compiling takes seconds."""
     try:

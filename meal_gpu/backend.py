@@ -108,7 +108,7 @@ def resolve(config: Config) -> Backend:
     _start_threads()
     device, device_reason = _device(config.device)
     if device.type == "cpu":
-        heap.keep_freed()
+        heap.keep_freed()  # for the whole process, as its threads are
     dtype, dtype_reason = _dtype(config.model.precision, device)
 
     @functools.cache  # asked twice at most, and cuML takes seconds to import

@@ -2,7 +2,7 @@
 
 A forward pass makes and frees tensors of tens of megabytes, one per operation. glibc gives such blocks back to the
 system at once and is given other pages for the next, each of which is a fault and is filled with zeros before it is
-overwritten: on two cores that was a fifth to a third of the time of a backbone, and a tenth of a decoder's.
+overwritten: on two cores that was a quarter to a third of a backbone's time, and a tenth to a fifth of a decoder's.
 """
 
 import contextlib

@@ -66,7 +66,7 @@ def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
 def test_the_readmes_hold_the_tables_of_the_results():
     """Run `python -m meal_gpu.bench.readme` where this fails."""
     text = readme.README.read_text()
-    assert readme.updated(text, readme.section("bench/results/", readme.IN_README, level=3)) == text
+    assert readme.updated(text, readme.some()) == text
     assert readme.ALL.read_text() == readme.everything()
 
 

@@ -15,7 +15,7 @@ import torch
 from meal_gpu import heap
 
 if sys.argv[1] == "kept":
-    assert heap.keep_freed()
+    assert heap.keep_freed({})
 
 def work():
     for _ in range(10):
@@ -32,9 +32,9 @@ import torch
 from meal_gpu import heap
 from meal_gpu.bench.memory import resident
 
-heap.keep_freed()
-small = [torch.ones(20_000_000), torch.ones(1000)]
-del small[0]
+heap.keep_freed({})
+tensors = [torch.ones(20_000_000), torch.ones(1000)]
+del tensors[0]
 before = resident("VmRSS")
 heap.give_back()
 print(before - resident("VmRSS"))

@@ -44,6 +44,13 @@ def test_any_number_of_threads_cuts_the_same_frames(tiles):
         assert torch.equal(normalised, results[0][1])
 
 
+@pytest.mark.parametrize("frames", [[0, -1], [90, 3], [0, 1, 2, 91]])
+def test_frames_that_are_not_there_are_refused(frames):
+    """Memory behind the images would be read: two images of 45 patches have none below 0 or above 89."""
+    with pytest.raises(ValueError, match=f"frames {min(frames)} to {max(frames)} .* 0 to 89"):
+        cut_frames(noise(2, 93, 160), torch.tensor(frames), (5, 9))
+
+
 def test_dali_gives_the_same_bits_for_every_value():
     """All 256 values of all three channels: nothing else can come."""
     pytest.importorskip("nvidia.dali")
