@@ -21,8 +21,8 @@ from meal_gpu.files import write_atomic
 if TYPE_CHECKING:
     from meal_gpu.config import Config
 
-    from .compare import Verdict
     from .result import Result
+    from .show.compare import Verdict
 
 WIDTH = 100
 """Columns that every table fits; a pipe has no width of its own."""
@@ -66,10 +66,10 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
                 json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
                 out: PageOption = None) -> None:
     """A whole acquisition round on the pool of CONFIG, stage by stage; what `meal-gpu bench CONFIG` runs."""
-    from . import estimate as estimates
-    from . import round
-    from .compare import WHOLE
-    from .measure import Effort
+    from .parts import estimate as estimates
+    from .parts import round
+    from .show.compare import WHOLE
+    from .timing.measure import Effort
 
     names, doing = [name.strip() for name in only.split(",") if name.strip()], _Doing()
     with _config(config, set_, draw) as loaded:
@@ -88,8 +88,8 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
           json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
           out: PageOption = None) -> None:
     """UMAP fit, placing and seeding on the pool of CONFIG, against umap-learn and scikit-learn."""
-    from . import embed
-    from .measure import Effort
+    from .parts import embed
+    from .timing.measure import Effort
 
     doing = _Doing()
     with _config(config, set_, draw) as loaded:
@@ -101,8 +101,8 @@ def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
           json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
           out: PageOption = None) -> None:
     """A training step and epoch on the pool of CONFIG, against research code and torch.compile."""
-    from . import training
-    from .measure import Effort
+    from .parts import training
+    from .timing.measure import Effort
 
     doing = _Doing()
     with _config(config, set_, draw) as loaded:
@@ -120,12 +120,12 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     """How time and memory grow with the pool, the classes and the images' size, on noise."""
     from meal_gpu.errors import InputError
 
-    from . import scale
-    from .measure import Effort
+    from .parts import scale
+    from .timing.measure import Effort
 
     doing = _Doing()
     if workers:
-        from . import workers as on_workers
+        from .parts import workers as on_workers
 
         processes = _numbers(workers, 1)
         if processes is None:
@@ -167,7 +167,7 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
     if not draw:
         yield Config.load(name, overrides)
         return
-    from .cityscapes import write
+    from .subjects.cityscapes import write
 
     with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
         loaded = Config.load(name, [*(overrides or []), f"data.root={folder}"])
@@ -182,8 +182,8 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
 def data(seconds: SecondsOption = 2.0, json_: JsonOption = None, compare: CompareOption = None,
          tolerance: ToleranceOption = "10%", out: PageOption = None) -> None:
     """Decoding against Pillow, DataLoader and torchvision; reading frames from the store against decoding again."""
-    from . import data
-    from .measure import Effort
+    from .parts import data
+    from .timing.measure import Effort
 
     doing = _Doing()
     measured(lambda: data.run(Effort(seconds, 5, 30, 0.3), tell=doing), json_, compare, tolerance, out, doing)
@@ -199,7 +199,7 @@ def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of 
     """A pool larger than its memory budget: drawn in Cityscapes' form, ingested, scored, and the memory that takes."""
     from meal_gpu.errors import InputError
 
-    from . import stream
+    from .parts import stream
 
     counts, sides = images.split(","), size.lower().split("x")
     if not all(part.isdigit() and int(part) > 0 for part in counts) or len(sides) != 2 or not all(
@@ -216,8 +216,8 @@ def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of 
 def kernels(seconds: SecondsOption = 4.0, json_: JsonOption = None, compare: CompareOption = None,
             tolerance: ToleranceOption = "10%", out: PageOption = None) -> None:
     """The patch-entropy kernel against the eager chain and torch.compile, beside the machine's roof."""
-    from . import kernels
-    from .measure import Effort
+    from .parts import kernels
+    from .timing.measure import Effort
 
     measured(lambda: kernels.run(Effort(seconds)), json_, compare, tolerance, out)
 
@@ -227,8 +227,8 @@ def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
                   new: Annotated[Path, typer.Argument(metavar="NEW.json")],
                   tolerance: ToleranceOption = "10%") -> None:
     """Compare two results without measuring: exit code 1 where a stage is slower in the second."""
-    from .compare import compare, tolerance_of
     from .result import Result
+    from .show.compare import compare, tolerance_of
 
     allowed = tolerance_of(tolerance)
     _judge(compare(Result.read(old), Result.read(new), allowed), allowed)
@@ -241,9 +241,9 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
 
     ``again`` measures the stages that seem slower once more; left out, everything is measured.
     """
-    from .compare import confirmed, tolerance_of
     from .result import Result
-    from .table import show
+    from .show.compare import confirmed, tolerance_of
+    from .show.table import show
 
     allowed, old = tolerance_of(tolerance), Result.read(compare) if compare else None
     logging.getLogger("meal_gpu").setLevel(logging.WARNING)  # stores are built many times here
@@ -252,7 +252,7 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
     if json_ is not None:
         result.write(json_)
     if out is not None:
-        from .page import page
+        from .show.page import page
 
         write_atomic(out, page(result).encode())
         _console().print(f"report: {out}", highlight=False, soft_wrap=True)
@@ -280,7 +280,7 @@ def _watched(run: Callable[[], "Result"], text: str, doing: "_Doing | None") -> 
 
 
 def _judge(verdicts: "list[Verdict]", tolerance: float) -> None:
-    from .table import show_verdicts
+    from .show.table import show_verdicts
 
     show_verdicts(verdicts, tolerance, _console())
     if any(verdict.regressed for verdict in verdicts):

@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from meal_gpu.errors import InputError
 from meal_gpu.files import write_atomic
-from meal_gpu.work import Roofs, Work
+from meal_gpu.planning.roofline import Roofs, Work
 
-from .measure import Timing, quantile
-from .memory import Peak
+from .timing.measure import Timing, quantile
+from .timing.memory import Peak
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; files of other versions are refused."""

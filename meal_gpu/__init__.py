@@ -10,7 +10,7 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .launch import resume, run
-    from .pool import Pool
+    from .stages.pool import Pool
 
 __all__ = ["Config", "InputError", "Pool", "resume", "run"]
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(launch, name)
     if name == "Pool":
-        from .pool import Pool
+        from .stages.pool import Pool
 
         return Pool
     raise AttributeError(f"module 'meal_gpu' has no attribute '{name}'")

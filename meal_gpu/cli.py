@@ -91,7 +91,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
         assert resume is not None
         points, directory = read_points(resume), resume
     from .report import load_sweep, print_tables
-    from .sweep import sweep as run_all
+    from .sweep.runner import sweep as run_all
 
     console.print(f"[bold]{config or resume}[/]: {len(points)} runs → {directory}", highlight=False, soft_wrap=True)
     try:
@@ -107,7 +107,7 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
            verify: Annotated[bool, typer.Option("--verify", help="Also read the stores, compare checksums.")] = False,
            ) -> None:
     """Decode a data set once into the store (run does it by itself when needed)."""
-    from .ingest import ingest as build
+    from .data.ingest import ingest as build
 
     loaded = Config.load(config, set_)
     try:
@@ -138,10 +138,10 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Di
 def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
          set_: SetOption = None) -> None:
     """What this machine is, which backends would be used and why; with a CONFIG, what its run will need."""
-    from . import machine
-    from .backend import resolve
-    from .estimate import describe as estimated
-    from .sizing import Extent, describe
+    from .machine.backend import resolve
+    from .machine.card import card
+    from .planning.estimate import describe as estimated
+    from .planning.sizing import Extent, describe
 
     loaded = Config.load(config or {}, set_)
     backend = resolve(loaded)
@@ -150,7 +150,7 @@ def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=C
         extent = Extent.of(loaded)
         needs, stages = describe(loaded, backend, extent), estimated(loaded, backend, extent)
     table = Table(show_header=False, box=None, pad_edge=False)
-    for rows in (backend.choices(), needs, stages, {key: str(value) for key, value in machine.card().items()}):
+    for rows in (backend.choices(), needs, stages, {key: str(value) for key, value in card().items()}):
         for key, value in rows.items():
             table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(value))
         if rows:
@@ -166,8 +166,8 @@ def selfcheck(json_: Annotated[Path | None, typer.Option("--json", metavar="FILE
                                                          "example to attach to a bug report.")] = None) -> None:
     """Check every backend of this machine against its reference. Exit code 1 where one fails."""
     from .files import write_atomic
-    from .selfcheck import CHECKS, as_json, show
-    from .selfcheck import selfcheck as check
+    from .selfcheck.runner import CHECKS, as_json, show
+    from .selfcheck.runner import selfcheck as check
 
     results = show(check(), len(CHECKS), console)
     if json_ is not None:
@@ -195,7 +195,7 @@ def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
 
 def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -> None:
     """Show a run as it goes, then its summary and where its report is."""
-    from .oracle import LabelsMissingError
+    from .engine.oracle import LabelsMissingError
     from .report import load_run, print_table
 
     try:

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import machine
 from .config import MACHINE_KEYS, Config
-from .engine import run_seed
+from .engine.experiment import Experiment, prepare
+from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
+from .engine.rounds import run_seed
 from .errors import InputError
-from .experiment import Experiment, prepare
 from .files import write_atomic
-from .oracle import Oracle, PeopleOracle, SimulatedOracle
+from .machine.card import card
 from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
@@ -143,7 +143,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     dataset, grid = experiment.stores.dataset, experiment.grid
     names = experiment.stores.train.names
     return {
-        **machine.card(),
+        **card(),
         "device": experiment.backend.device.type,
         "device_reason": experiment.backend.device_reason,
         "precision": experiment.backend.precision,

@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
     """What is compared with workers of one thread each: equal bits need equal numbers of threads."""
     import torch
 
-    from meal_gpu.backend import _start_threads
+    from meal_gpu.machine.backend import _start_threads
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

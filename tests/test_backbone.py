@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny import BACKBONE, noise, stir_norms, tiny_model
 
 from meal_gpu.config import ModelConfig
+from meal_gpu.data.pixels import normalise
 from meal_gpu.errors import InputError
-from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.pixels import normalise
+from meal_gpu.network.model import DeepLabV3Plus
 
 
 def weights_of(backbone: str, directory, seed: int = 5):

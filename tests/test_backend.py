@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from meal_gpu import backend
-from meal_gpu.backend import announce, resolve
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
+from meal_gpu.machine import backend
+from meal_gpu.machine.backend import announce, resolve
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 
@@ -130,7 +130,7 @@ def test_automatic_choices_are_announced(caplog):
 
 def test_the_budget_is_half_of_what_is_free():
     budget = resolve(Config.load({}, ["device=cpu"])).budget_bytes
-    total = backend.machine.card()["memory_gb"]
+    total = backend.card.card()["memory_gb"]
     assert isinstance(total, float)
     assert 0 < budget <= total * 1e9 / 2
 

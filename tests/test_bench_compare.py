@@ -14,13 +14,13 @@ from test_bench_measure import CPU
 
 from meal_gpu import InputError, cli
 from meal_gpu.bench.commands import measured
-from meal_gpu.bench.compare import compare, confirmed, judge, tolerance_of
-from meal_gpu.bench.measure import Calibration, Effort, Timing, interleaved
-from meal_gpu.bench.memory import Peak
-from meal_gpu.bench.page import page
 from meal_gpu.bench.result import Baseline, Estimate, Growth, Result, Stage, Times, Whole, shared, stage
-from meal_gpu.bench.table import advice, show
-from meal_gpu.work import Roofs, Work
+from meal_gpu.bench.show.compare import compare, confirmed, judge, tolerance_of
+from meal_gpu.bench.show.page import page
+from meal_gpu.bench.show.table import advice, show
+from meal_gpu.bench.timing.measure import Calibration, Effort, Timing, interleaved
+from meal_gpu.bench.timing.memory import Peak
+from meal_gpu.planning.roofline import Roofs, Work
 
 ROOFS = Roofs(2, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispatches=1e5, updates=1e7)
 MACHINE = {"cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2.14.1", "commit": "abc", "meal_gpu": "0.1.0"}
@@ -294,7 +294,7 @@ def test_what_a_part_finds_is_printed_written_and_compared(monkeypatch, meal_gpu
         (tell or rest[-1])("measuring")
         return full
 
-    monkeypatch.setattr(importlib.import_module(f"meal_gpu.bench.{part}"), "run", measured)
+    monkeypatch.setattr(importlib.import_module(f"meal_gpu.bench.parts.{part}"), "run", measured)
     command = ["bench", "train" if part == "training" else part, "demo"]
     code, out, err = meal_gpu(*command, "--json", tmp_path / "r.json", "--out", tmp_path / "r.html")
     assert code == 0, err

@@ -10,10 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from meal_gpu.bench import measure, memory
-from meal_gpu.bench.machine import card, measure_roofs
-from meal_gpu.bench.measure import Calibration, Effort, Pace, Timer, Timing, enough_copies, interleaved, rotating
-from meal_gpu.work import Roofs, Work
+from meal_gpu.bench.timing import measure, memory
+from meal_gpu.bench.timing.measure import (
+    Calibration,
+    Effort,
+    Pace,
+    Timer,
+    Timing,
+    enough_copies,
+    interleaved,
+    rotating,
+)
+from meal_gpu.bench.timing.roofs import card, measure_roofs
+from meal_gpu.planning.roofline import Roofs, Work
 
 CPU = torch.device("cpu")
 

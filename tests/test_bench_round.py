@@ -12,12 +12,14 @@ from PIL import Image
 from tiny import tiny_config
 
 from meal_gpu import InputError
-from meal_gpu.bench import embed, estimate, ground, kernels, rivals, round, stages, training
-from meal_gpu.bench.compare import compare
-from meal_gpu.bench.measure import Calibration, Effort
+from meal_gpu.bench.baselines import rivals
+from meal_gpu.bench.parts import embed, estimate, kernels, round, stages, training
 from meal_gpu.bench.result import WrongResultError
+from meal_gpu.bench.show.compare import compare
+from meal_gpu.bench.subjects import ground
+from meal_gpu.bench.timing.measure import Calibration, Effort
 from meal_gpu.config import Config
-from meal_gpu.work import Roofs
+from meal_gpu.planning.roofline import Roofs
 
 CPU = torch.device("cpu")
 ROOFS = Roofs(1, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispatches=1e5, updates=1e7)

@@ -8,15 +8,16 @@ from PIL import Image
 from tiny import tiny_config
 
 from meal_gpu import InputError
-from meal_gpu.bench import readme, scale
-from meal_gpu.bench.cityscapes import write
-from meal_gpu.bench.measure import Effort, Timing
-from meal_gpu.bench.memory import Peak
+from meal_gpu.bench.parts import scale
 from meal_gpu.bench.result import Growth, Result, shared, stage
+from meal_gpu.bench.show import markdown as readme
+from meal_gpu.bench.subjects.cityscapes import write
+from meal_gpu.bench.timing.measure import Effort, Timing
+from meal_gpu.bench.timing.memory import Peak
 from meal_gpu.config import Config
-from meal_gpu.datasets import VOID, open_dataset
-from meal_gpu.imagefile import read_mask
-from meal_gpu.work import Roofs, Work
+from meal_gpu.data.datasets import VOID, open_dataset
+from meal_gpu.data.imagefile import read_mask
+from meal_gpu.planning.roofline import Roofs, Work
 
 ROOFS = Roofs(1, "float32", bytes=1e10, exps=1e9, flops=1e11)
 
@@ -64,7 +65,7 @@ def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
 
 
 def test_the_readmes_hold_the_tables_of_the_results():
-    """Run `python -m meal_gpu.bench.readme` where this fails."""
+    """Run `python -m meal_gpu.bench.show.markdown` where this fails."""
     text = readme.README.read_text()
     assert readme.updated(text, readme.some()) == text
     assert readme.ALL.read_text() == readme.everything()

@@ -3,8 +3,8 @@
 import pytest
 from tiny import tiny_config
 
-from meal_gpu.bench import workers
-from meal_gpu.bench.page import page
+from meal_gpu.bench.parts import workers
+from meal_gpu.bench.show.page import page
 
 
 def test_a_simulated_round_adds_up():

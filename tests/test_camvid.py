@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from meal_gpu.config import Config
-from meal_gpu.experiment import prepare
-from meal_gpu.frames import HeldFrames, StreamedFrames
+from meal_gpu.data.frames import HeldFrames, StreamedFrames
+from meal_gpu.engine.experiment import prepare
 from meal_gpu.kernels import SCORES, patch_entropy, reference
 from meal_gpu.launch import run
-from meal_gpu.predict import predict
 from meal_gpu.records import read_rounds
+from meal_gpu.stages.predict import predict
 
 pytestmark = pytest.mark.camvid
 
@@ -65,7 +65,7 @@ def test_a_tiny_camvid_run(camvid_root, weights_file, tmp_path):
 def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_path, context):
     """Pixels of every patch, and scores of every patch, on real images."""
     pytest.importorskip("nvidia.dali")
-    from meal_gpu.dali import FrameReader
+    from meal_gpu.data.dali import FrameReader
 
     overrides = [f"data.root={thinned(camvid_root, tmp_path / 'camvid')}", f"model.weights={weights_file}",
                  f"data.store={tmp_path / 'store'}", "device=cpu", f"data.context={context}",

@@ -172,7 +172,7 @@ def test_interrupting_says_how_to_go_on(meal_gpu, monkeypatch, tiny_file, tmp_pa
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("meal_gpu.train._batches", interrupted)
+    monkeypatch.setattr("meal_gpu.stages.train._batches", interrupted)
     code, _, err = meal_gpu("run", tiny_file(), "--out", tmp_path / "run")
     assert code == 130
     assert "--resume" in err

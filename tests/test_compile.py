@@ -12,16 +12,16 @@ import torch
 from tiny import CPU, TINY, noise, stir_norms, tiny_backend, tiny_config, tiny_features, tiny_model
 from torch._dynamo.utils import counters
 
-from meal_gpu.backend import resolve
 from meal_gpu.config import Config, TrainConfig
+from meal_gpu.data.frames import HeldFrames
 from meal_gpu.errors import InputError
-from meal_gpu.evaluate import confusion
-from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.launch import run
-from meal_gpu.predict import predict
+from meal_gpu.machine.backend import resolve
 from meal_gpu.records import read_rounds
-from meal_gpu.train import train
+from meal_gpu.stages.evaluate import confusion
+from meal_gpu.stages.predict import predict
+from meal_gpu.stages.train import train
 
 
 def a_round(seed: int, frozen: bool, backend) -> list[torch.Tensor]:
@@ -44,7 +44,7 @@ def a_round(seed: int, frozen: bool, backend) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("frozen", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_graphs_give_the_same_bits_and_are_traced_once(frozen, dtype, monkeypatch):
     """Every call must be one whole graph (``fullgraph``); another network of the same shape finds it there."""
-    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 2 * 64 * 96)
     torch.compiler.reset()
     counters.clear()
     plain, graphs = tiny_backend(dtype), dataclasses.replace(tiny_backend(dtype), compile="graphs")

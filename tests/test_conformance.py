@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from meal_gpu import cluster, rapids
 from meal_gpu.config import UmapConfig
 from meal_gpu.kernels import SCORES, entropy_cuda
+from meal_gpu.machine import rapids
+from meal_gpu.sharding import cluster
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("cuml", "cupy", "rmm", "dask_cuda")
@@ -285,11 +286,11 @@ def test_each_library_is_imported_in_one_file():
                 [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
             for module in modules:
                 homes.setdefault(module.split(".")[0], set()).add(str(file.relative_to(ROOT)))
-    assert homes["cuml"] == {"meal_gpu/rapids.py"}
+    assert homes["cuml"] == {"meal_gpu/machine/rapids.py"}
     assert homes["cupy"] == {"kernels/entropy_cuda.py"}
-    assert homes["umap"] <= {"meal_gpu/embed.py", "bench/embed.py"}  # a benchmark compares with it unseeded
+    assert homes["umap"] <= {"meal_gpu/stages/embed.py", "bench/parts/embed.py"}  # a benchmark compares
     assert len(homes.get("nvidia", ())) <= 1
-    assert homes["dask"] | homes.get("dask_cuda", set()) == {"meal_gpu/cluster.py"}
+    assert homes["dask"] | homes.get("dask_cuda", set()) == {"meal_gpu/sharding/cluster.py"}
     assert not {"rmm", "cudf"} & set(homes)
 
 
@@ -308,10 +309,10 @@ sys.meta_path.insert(0, Refuse())
 import meal_gpu
 for module in pkgutil.walk_packages(meal_gpu.__path__, "meal_gpu."):
     importlib.import_module(module.name)
-from meal_gpu.backend import resolve
+from meal_gpu.machine.backend import resolve
 resolve(meal_gpu.Config.load({}, ["device=cpu", "query.selector=kmeans"]))
 import torch
-from meal_gpu.select import seed_kmeans, snap_kmeans
+from meal_gpu.stages.select import seed_kmeans, snap_kmeans
 seed_kmeans(torch.rand(9, 2), 3, torch.rand(3, dtype=torch.float64))
 assert not tried, tried
 assert not heavy & set(sys.modules), heavy & set(sys.modules)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from meal_gpu.bench import cityscapes, data
-from meal_gpu.bench.measure import Effort
+from meal_gpu.bench.parts import data
 from meal_gpu.bench.result import Result, WrongResultError
-from meal_gpu.datasets import CITYSCAPES
+from meal_gpu.bench.subjects import cityscapes
+from meal_gpu.bench.timing.measure import Effort
+from meal_gpu.data.datasets import CITYSCAPES
 
 pytest.importorskip("nvidia.dali")
 QUICK = Effort(0.0, 1, 1, 0.0)

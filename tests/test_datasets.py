@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from meal_gpu.config import DataConfig
-from meal_gpu.datasets import DATASETS, INVALID, VOID, Dataset, open_dataset, read_image, read_mask
+from meal_gpu.data.datasets import DATASETS, INVALID, VOID, Dataset, open_dataset, read_image, read_mask
 from meal_gpu.errors import InputError
 
 Make = Callable[..., Path]

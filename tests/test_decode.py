@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from PIL.ImageCms import ImageCmsProfile, createProfile
 
-from meal_gpu.datasets import Sample
-from meal_gpu.decode import Decoder, decode_all, open_decoder
+from meal_gpu.data.datasets import Sample
+from meal_gpu.data.decode import Decoder, decode_all, open_decoder
+from meal_gpu.data.imagefile import Picture, read_image, read_picture
 from meal_gpu.errors import InputError
-from meal_gpu.imagefile import Picture, read_image, read_picture
 
 SIZE = (37, 53)  # odd, so that JPEG's blocks and halved colours do not fit
 RNG = np.random.default_rng(0)

@@ -14,23 +14,23 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import meal_gpu.acquire as acquire_module
-from meal_gpu import rapids
-from meal_gpu.acquire import acquire
+import meal_gpu.engine.acquire as acquire_module
 from meal_gpu.config import ModelConfig, QueryConfig
-from meal_gpu.embed import Embedding
-from meal_gpu.engine import initial_patches, learn
-from meal_gpu.evaluate import confusion
-from meal_gpu.experiment import prepare
-from meal_gpu.features import Features
-from meal_gpu.frames import HeldFrames
+from meal_gpu.data.frames import HeldFrames
+from meal_gpu.engine.acquire import acquire
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.rounds import initial_patches, learn
 from meal_gpu.grid import Grid
-from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.predict import predict, predict_batch
-from meal_gpu.select import PoolView, entropy, seed_kmeans, snap_kmeans
+from meal_gpu.machine import rapids
+from meal_gpu.machine.transfers import Transfers
+from meal_gpu.network.features import Features
+from meal_gpu.network.model import DeepLabV3Plus
+from meal_gpu.stages.embed import Embedding
+from meal_gpu.stages.evaluate import confusion
+from meal_gpu.stages.predict import predict, predict_batch
+from meal_gpu.stages.select import PoolView, entropy, seed_kmeans, snap_kmeans
+from meal_gpu.stages.train import patch_loss, train_epoch
 from meal_gpu.timing import StageClock
-from meal_gpu.train import patch_loss, train_epoch
-from meal_gpu.transfers import Transfers
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(
@@ -84,7 +84,7 @@ def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached, mo
 @pytest.mark.parametrize("cached", [True, False])
 def test_constants_go_to_the_device_once(pretended, context, cached, monkeypatch):
     """Six images in three batches: a pass sends its matrices (and the pixels' statistics), and the next sends none."""
-    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 2 * 64 * 96)
     images, model = pretended
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), context, CUDA)
     features = Features.of(frames, model, tiny_backend(), cached)
@@ -122,7 +122,7 @@ def test_an_epoch_sends_its_indices_and_waits_for_nothing(pretended, sizes, monk
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_evaluation_waits_for_nothing_before_its_confusion_matrix(pretended, cached, monkeypatch):
     """Six images in three batches; their masks are on the host, and sent batch by batch."""
-    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 2 * 64 * 96)
+    monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 2 * 64 * 96)
     images, model = pretended
     grid = Grid(2, 3, 64, 96)
     features = Features.of(HeldFrames.of(images, grid, "image", CUDA), model, tiny_backend(), cached)

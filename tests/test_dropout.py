@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from meal_gpu.dropout import Dropout
+from meal_gpu.network.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -11,7 +11,7 @@ import torch
 from sklearn.manifold import trustworthiness
 
 from meal_gpu.config import UmapConfig
-from meal_gpu.embed import Embedding, fit, fit_cached
+from meal_gpu.stages.embed import Embedding, fit, fit_cached
 
 CONFIG = UmapConfig()
 
@@ -138,7 +138,7 @@ def test_a_cached_embedding_belongs_to_the_library_that_made_it(tmp_path, monkey
     ours = fit_cached(vectors, CONFIG, 0, tmp_path).points
     assert torch.equal(fit_cached(vectors, UmapConfig(backend="umap-learn"), 0, tmp_path).points, ours)
     assert len(list(tmp_path.iterdir())) == 1
-    monkeypatch.setattr("meal_gpu.rapids.fit_umap", lambda features, config, seed: (torch.ones(20, 2), None))
+    monkeypatch.setattr("meal_gpu.machine.rapids.fit_umap", lambda features, config, seed: (torch.ones(20, 2), None))
     assert torch.equal(fit_cached(vectors, CONFIG, 0, tmp_path, "cuml").points, torch.ones(20, 2))
     assert len(list(tmp_path.iterdir())) == 2
 

@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from meal_gpu import select
 from meal_gpu.config import Config
-from meal_gpu.engine import initial_patches, run_seed
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.oracle import LabelsMissingError, SimulatedOracle
+from meal_gpu.engine.rounds import initial_patches, run_seed
 from meal_gpu.errors import InputError
-from meal_gpu.experiment import prepare
 from meal_gpu.launch import resume, run
-from meal_gpu.oracle import LabelsMissingError, SimulatedOracle
 from meal_gpu.records import read_rounds
+from meal_gpu.stages import select
 
 
 def timeless(directory: Path, seed: int = 0) -> list[dict]:

@@ -4,11 +4,12 @@ import pytest
 from tiny import tiny_backend, tiny_config
 from typer.testing import CliRunner
 
-from meal_gpu import cli, estimate
+from meal_gpu import cli
 from meal_gpu.config import Config
-from meal_gpu.estimate import DATA_SHEETS, counts, describe
-from meal_gpu.sizing import Extent
-from meal_gpu.work import Roofs, Work
+from meal_gpu.planning import estimate
+from meal_gpu.planning.estimate import DATA_SHEETS, counts, describe
+from meal_gpu.planning.roofline import Roofs, Work
+from meal_gpu.planning.sizing import Extent
 
 CITYSCAPES = Extent(19, 2975, 500, True, 2048 * 1024)
 

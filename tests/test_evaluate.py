@@ -10,10 +10,10 @@ from sklearn.metrics import confusion_matrix, jaccard_score
 from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from meal_gpu.evaluate import Score, add_confusion, evaluate
-from meal_gpu.frames import HeldFrames
+from meal_gpu.data.frames import HeldFrames
+from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
-from meal_gpu.pixels import normalise
+from meal_gpu.stages.evaluate import Score, add_confusion, evaluate
 
 
 def confusion_of(truth: torch.Tensor, prediction: torch.Tensor, classes: int) -> torch.Tensor:

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 
-from meal_gpu.features import BATCH_PIXELS, Features, batch_size, filled, images_per_batch
-from meal_gpu.frames import HeldFrames
+from meal_gpu.data.frames import HeldFrames
+from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
-from meal_gpu.pixels import normalise
+from meal_gpu.network.features import BATCH_PIXELS, Features, batch_size, filled, images_per_batch
 
 # A grid that divides; odd sizes with a remainder; a patch smaller than a cell of the map; one patch.
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4)), ((33, 47), (5, 4)), ((40, 40), (1, 1))]
@@ -74,7 +74,7 @@ def test_a_pass_goes_over_all_frames_in_order(model, cached):
 @pytest.mark.parametrize("context", ["image", "patch"])
 def test_a_frame_has_the_same_maps_whatever_comes_with_it(model, context, cached, monkeypatch):
     """7 images in batches of 3: the last holds one. Alone in a batch of that size it must give the same bits."""
-    monkeypatch.setattr("meal_gpu.features.BATCH_PIXELS", 3 * 64 * 96)
+    monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 3 * 64 * 96)
     images = noise(7, 64, 96)
 
     def maps(some):

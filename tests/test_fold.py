@@ -8,9 +8,9 @@ from timm.layers import ScaledStdConv2d
 from tiny import noise, stir_norms, tiny_backend, tiny_features, tiny_model
 from torch import nn
 
-from meal_gpu.fold import foldable, for_scoring
-from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.predict import predict
+from meal_gpu.network.fold import foldable, for_scoring
+from meal_gpu.network.model import DeepLabV3Plus
+from meal_gpu.stages.predict import predict
 
 FOLDED = dataclasses.replace(tiny_backend(), fold_norms=True)
 

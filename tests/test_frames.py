@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, noise
 
-from meal_gpu.frames import HeldFrames, StreamedFrames, as_tensor, resident
+from meal_gpu.data.frames import HeldFrames, StreamedFrames, as_tensor, resident
+from meal_gpu.data.pixels import normalise
+from meal_gpu.data.store import release
 from meal_gpu.grid import Grid
-from meal_gpu.pixels import normalise
-from meal_gpu.store import release
 
 # Rows, columns and sizes that divide, that leave a remainder, a single patch, patches of two pixels.
 STREAMS = {"dali": lambda grid, context, file: StreamedFrames(grid, context, CPU, file),

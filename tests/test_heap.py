@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from meal_gpu import heap
+from meal_gpu.machine import heap
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has such a setting")
 
@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 GIVEN_BACK = """
 import torch
 from meal_gpu import heap
-from meal_gpu.bench.memory import resident
+from meal_gpu.bench.timing.memory import resident
 
 heap.keep_freed({})
 tensors = [torch.ones(20_000_000), torch.ones(1000)]

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meal_gpu.build import build, writing
 from meal_gpu.config import DataConfig
-from meal_gpu.datasets import VOID, open_dataset, read_image, read_mask
+from meal_gpu.data.build import build, writing
+from meal_gpu.data.datasets import VOID, open_dataset, read_image, read_mask
+from meal_gpu.data.ingest import _plan, ingest
+from meal_gpu.data.store import Store
 from meal_gpu.errors import InputError
-from meal_gpu.ingest import _plan, ingest
-from meal_gpu.store import Store
 
 Make = Callable[..., Path]
 Configure = Callable[..., DataConfig]
@@ -377,7 +377,7 @@ def test_verify_finds_a_flipped_byte_and_names_the_image(file: str, row: int, na
 
 # Forked from a process that has imported everything and started no thread: quick, and safe with DALI's threads.
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["meal_gpu.ingest", "meal_gpu.decode", "meal_gpu.dali"])
+FORK.set_forkserver_preload(["meal_gpu.data.ingest", "meal_gpu.data.decode", "meal_gpu.data.dali"])
 
 
 def _lines(store: Path) -> int:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from meal_gpu import cli
-from meal_gpu.bench import kernels as bench
-from meal_gpu.bench.measure import Calibration, Effort
+from meal_gpu.bench.parts import kernels as bench
 from meal_gpu.bench.result import Result, WrongResultError
-from meal_gpu.work import Roofs
+from meal_gpu.bench.timing.measure import Calibration, Effort
+from meal_gpu.planning.roofline import Roofs
 
 CPU = torch.device("cpu")
 CASE = bench.Case("tiny", (2, 5, 6, 8), (24, 32), (2, 2))

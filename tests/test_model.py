@@ -10,11 +10,11 @@ from tiny import BACKBONE, CPU, noise, stir_norms, tiny_model
 from torch import Tensor, nn
 
 from meal_gpu.config import ModelConfig
-from meal_gpu.dropout import Dropout
+from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
-from meal_gpu.model import ASPP, RATES, Decoder, DeepLabV3Plus
-from meal_gpu.pixels import normalise
-from meal_gpu.windows import Axis, Windows, along
+from meal_gpu.network.dropout import Dropout
+from meal_gpu.network.model import ASPP, RATES, Decoder, DeepLabV3Plus
+from meal_gpu.network.windows import Axis, Windows, along
 
 
 def trainable(model: nn.Module) -> int:

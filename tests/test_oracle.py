@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import noise
 
+from meal_gpu.engine.oracle import LabelsMissingError, PeopleOracle, SimulatedOracle
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
-from meal_gpu.oracle import LabelsMissingError, PeopleOracle, SimulatedOracle
 
 GRID = Grid(2, 3, 17, 25)  # patches of 8 x 8, a remainder on both axes
 NAMES = ["seq_01", "seq_02", "seq_03"]

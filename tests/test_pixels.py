@@ -5,8 +5,8 @@ import pytest
 import torch
 from tiny import CPU, noise
 
+from meal_gpu.data.pixels import normalise, statistics
 from meal_gpu.kernels import cut_frames
-from meal_gpu.pixels import normalise, statistics
 
 MEAN = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64)
 STD = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_frames_that_are_not_there_are_refused(frames):
 def test_dali_gives_the_same_bits_for_every_value():
     """All 256 values of all three channels: nothing else can come."""
     pytest.importorskip("nvidia.dali")
-    from meal_gpu.dali import FrameReader
+    from meal_gpu.data.dali import FrameReader
 
     values = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     (frames,) = FrameReader((16, 16), None, True, CPU, 1).read([[values]])

@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import CPU, noise
 
-from meal_gpu.frames import HeldFrames
+from meal_gpu.data.frames import HeldFrames
 from meal_gpu.grid import Grid
-from meal_gpu.pool import Pool
+from meal_gpu.stages.pool import Pool
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_features, tiny_model
 
+from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
-from meal_gpu.pixels import normalise
-from meal_gpu.predict import Predictions, patch_maps, predict
+from meal_gpu.stages.predict import Predictions, patch_maps, predict
 
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4))]  # a grid that divides; odd sizes with a remainder on both axes
 BACKEND = tiny_backend()

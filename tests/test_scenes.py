@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meal_gpu.datasets import read_image, read_mask
-from meal_gpu.scenes import BLOCK, CLASSES, RARE, draw_scene, write_scene
+from meal_gpu.data.datasets import read_image, read_mask
+from meal_gpu.data.scenes import BLOCK, CLASSES, RARE, draw_scene, write_scene
 
 SIZE = (90, 120)
 

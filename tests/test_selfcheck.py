@@ -12,14 +12,17 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from meal_gpu import checks, checks_network, cli, finding, fold, selfcheck
-from meal_gpu.acquire import Query
-from meal_gpu.backend import Backend
-from meal_gpu.checks import CHECKS
-from meal_gpu.embed import Embedding
-from meal_gpu.frames import StreamedFrames
-from meal_gpu.selfcheck import Result, as_json, show
-from meal_gpu.train import patch_loss
+from meal_gpu import cli
+from meal_gpu.data.frames import StreamedFrames
+from meal_gpu.engine.acquire import Query
+from meal_gpu.machine.backend import Backend
+from meal_gpu.network import fold
+from meal_gpu.selfcheck import checks, checks_network, outcome
+from meal_gpu.selfcheck import runner as selfcheck
+from meal_gpu.selfcheck.checks import CHECKS
+from meal_gpu.selfcheck.runner import Result, as_json, show
+from meal_gpu.stages.embed import Embedding
+from meal_gpu.stages.train import patch_loss
 
 CPU = torch.device("cpu")
 ON_CUDA = ["kernel cuda", "umap cuml", "kmeans cuml", "network cuda", "folded cuda", "graphs cuda", "inductor cuda",
@@ -70,7 +73,7 @@ def test_without_a_device_it_says_so(name):
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Lets the checks of CUDA run on the CPU."""
-    monkeypatch.setattr(finding, "cuda", lambda: CPU)
+    monkeypatch.setattr(outcome, "cuda", lambda: CPU)
 
 
 @pytest.mark.parametrize("name", ["kernel cpu", "kernel cuda"])

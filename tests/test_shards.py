@@ -20,27 +20,28 @@ from hypothesis import strategies as st
 from test_camvid import thinned
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_config, tiny_model
 
-from meal_gpu import cluster, holder, shards
-from meal_gpu import experiment as experiment_module
-from meal_gpu import features as features_module
-from meal_gpu.acquire import acquire
 from meal_gpu.config import Config
-from meal_gpu.embed import Embedding
-from meal_gpu.engine import initial_patches, learn
+from meal_gpu.data.frames import HeldFrames
+from meal_gpu.engine import experiment as experiment_module
+from meal_gpu.engine.acquire import acquire
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.oracle import SimulatedOracle
+from meal_gpu.engine.rounds import initial_patches, learn
 from meal_gpu.errors import InputError
-from meal_gpu.experiment import prepare
-from meal_gpu.features import Features
-from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.launch import resume, run
-from meal_gpu.oracle import SimulatedOracle
-from meal_gpu.predict import predict
-from meal_gpu.ranking import merge, top
+from meal_gpu.network import features as features_module
+from meal_gpu.network.features import Features
 from meal_gpu.records import read_rounds
-from meal_gpu.select import STRATEGIES, find_strategy
-from meal_gpu.shards import Shards, even
+from meal_gpu.sharding import cluster, shards
+from meal_gpu.sharding import held_shard as holder
+from meal_gpu.sharding.shards import Shards, even
+from meal_gpu.sharding.workers import Workers
+from meal_gpu.stages.embed import Embedding
+from meal_gpu.stages.predict import predict
+from meal_gpu.stages.ranking import merge, top
+from meal_gpu.stages.select import STRATEGIES, find_strategy
 from meal_gpu.timing import StageClock, no_progress
-from meal_gpu.workers import Workers
 
 DASK = [sys.executable, "-m", "dask"]
 

@@ -6,13 +6,23 @@ import pytest
 import torch
 from tiny import BACKBONE, TINY, noise, tiny_backend, tiny_config, tiny_features, tiny_model
 
-from meal_gpu.backend import resolve
 from meal_gpu.config import Config
-from meal_gpu.experiment import prepare
-from meal_gpu.features import Features
-from meal_gpu.frames import HeldFrames
-from meal_gpu.model import DeepLabV3Plus
-from meal_gpu.sizing import Extent, Sizes, _LiveBytes, describe, gigabytes, measure, peak_scoring, peak_training, place
+from meal_gpu.data.frames import HeldFrames
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.machine.backend import resolve
+from meal_gpu.network.features import Features
+from meal_gpu.network.model import DeepLabV3Plus
+from meal_gpu.planning.sizing import (
+    Extent,
+    Sizes,
+    _LiveBytes,
+    describe,
+    gigabytes,
+    measure,
+    peak_scoring,
+    peak_training,
+    place,
+)
 
 SIZES = Sizes(n_images=10, n_val_images=4, n_patches=160, pool=1000, val=400, masks=500, features=3000,
               val_features=1200)
@@ -78,7 +88,7 @@ def test_the_peak_of_scoring_is_that_of_the_real_pass(tmp_path, changes):
     model, backend = tiny_model(), resolve(tiny)
     foretold = peak_scoring(tiny, backend, model)
     features = tiny_features(model, noise(1_400_000 // (64 * 96), 64, 96), (2, 3), tiny.data.context, backend=backend)
-    from meal_gpu.predict import predict
+    from meal_gpu.stages.predict import predict
 
     with _LiveBytes() as counted:
         predict(model, features, {"score"}, "entropy", backend)

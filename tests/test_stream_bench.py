@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meal_gpu.bench import cityscapes, stream
+from meal_gpu.bench.parts import stream
+from meal_gpu.bench.subjects import cityscapes
 
 pytest.importorskip("nvidia.dali")
 SIZE, POOLS = (192, 288), (112, 224)

@@ -18,14 +18,14 @@ import yaml
 from rich.console import Console
 from tiny import tiny_config
 
-from meal_gpu import cluster
-from meal_gpu.board import Board
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
-from meal_gpu.jobs import Job, run_jobs
 from meal_gpu.launch import run, run_or_resume
 from meal_gpu.report import load_sweep
-from meal_gpu.sweep import sweep
+from meal_gpu.sharding import cluster
+from meal_gpu.sweep.jobs import Job, run_jobs
+from meal_gpu.sweep.live_table import Board
+from meal_gpu.sweep.runner import sweep
 from meal_gpu.sweepfile import Point, load_points
 
 DASK = [sys.executable, "-m", "dask"]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 
 from meal_gpu.config import TrainConfig
-from meal_gpu.dropout import Dropout
+from meal_gpu.data.frames import HeldFrames
 from meal_gpu.errors import InputError
-from meal_gpu.evaluate import evaluate
-from meal_gpu.frames import HeldFrames
 from meal_gpu.grid import Grid
-from meal_gpu.train import _batches, cross_entropy, train
+from meal_gpu.network.dropout import Dropout
+from meal_gpu.stages.evaluate import evaluate
+from meal_gpu.stages.train import _batches, cross_entropy, train
 
 BACKEND = tiny_backend()
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from meal_gpu.grid import Grid
-from meal_gpu.windows import Windows, along, axis_windows, bilinear_matrix, taps
+from meal_gpu.network.windows import Windows, along, axis_windows, bilinear_matrix, taps
 
 RATES = (6, 12, 18)
 

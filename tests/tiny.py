@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from meal_gpu.backend import Backend
-from meal_gpu.checks_network import TOY
 from meal_gpu.config import Config, ModelConfig
-from meal_gpu.features import Features
-from meal_gpu.frames import HeldFrames
+from meal_gpu.data.frames import HeldFrames
 from meal_gpu.grid import Grid
-from meal_gpu.model import DeepLabV3Plus
+from meal_gpu.machine.backend import Backend
+from meal_gpu.network.features import Features
+from meal_gpu.network.model import DeepLabV3Plus
+from meal_gpu.selfcheck.checks_network import TOY
 
 CPU = torch.device("cpu")
 BACKBONE = "mobilenetv2_035"

@@ -1,0 +1,1 @@
+"""What is measured: a file for each ``meal-gpu bench`` command, and the stages of a round, each alone."""

@@ -1,0 +1,33 @@
+"""``--estimate``: what a round's stages would take at least on a device that nobody has measured: arithmetic."""
+
+from meal_gpu.config import Config
+from meal_gpu.data.datasets import open_dataset
+from meal_gpu.errors import InputError
+from meal_gpu.planning.estimate import DATA_SHEETS, counts
+
+from ..result import Estimate, Result
+from ..timing.roofs import card
+
+KNOWN = {"camvid": (367, 101, 11), "cityscapes": (2975, 500, 19)}
+"""Images of the pool and of validation, and classes, so that no data is needed."""
+
+
+def run(config: Config, device: str) -> Result:
+    """The estimates for one round. Raises `InputError` for a device that has no data sheet here."""
+    if device not in DATA_SHEETS:
+        raise InputError(f"--estimate is {device!r}. Allowed: {', '.join(DATA_SHEETS)}.")
+    if config.data.dataset in KNOWN:
+        n, n_val, classes = KNOWN[config.data.dataset]
+    else:
+        dataset = open_dataset(config.data)
+        n, n_val, classes = len(dataset.train), len(dataset.val), len(dataset.class_names)
+    sheet = DATA_SHEETS[device]
+    rows = tuple(Estimate(stage=name, device=device, work=work, milliseconds=1e3 * sheet.least(work)[0],
+                          bound=sheet.least(work)[1]) for name, work in counts(config, n, n_val, classes).items())
+    return Result(part="round", subject=f"{config.data.dataset}: {n:,} images of {config.data.image_size[0]} × "
+                  f"{config.data.image_size[1]}, an estimate for {device}", settings={}, machine=card(), device="none",
+                  roofs=sheet, stages=(), estimates=rows, notes=(
+                      f"Each figure is an ESTIMATE: bytes, FLOPs and exponentials over the {device}'s data-sheet rates "
+                      f"({sheet.bytes / 1e12:.2f} TB/s, {sheet.flops / 1e12:.0f} TFLOP/s bfloat16, "
+                      f"{sheet.exps / 1e12:.2f} T exp/s).",
+                      "Host time, launches, decoding and UMAP are not in them; real times are higher."))

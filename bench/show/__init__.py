@@ -1,0 +1,1 @@
+"""How it is shown and compared: tables, pages, ``--compare``."""

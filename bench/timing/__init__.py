@@ -1,0 +1,1 @@
+"""How: interleaved timing, memory, and the roofs of the machine."""

@@ -1,0 +1,224 @@
+"""Build a store: decode what is missing, keep what is there, never leave a wrong pixel.
+
+A store is built beside its final place and renamed when complete, so a store that exists is whole. What a killed build
+had finished is in ``journal.jsonl``, each line with its checksums, and is taken over after these have been compared.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import InputError
+from ..files import sync_directory
+from ..grid import Size
+from ..timing import Progress
+from .datasets import Sample
+from .decode import Decoded, decode_all, open_decoder
+from .store import FILES, FORMAT, Store, checksums_of, read_manifest, shapes_of
+
+_log = logging.getLogger("meal_gpu")
+_JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A store as it should be, judged by the source files as they are now."""
+
+    path: Path
+    split: str
+    samples: tuple[Sample, ...]
+    size: Size
+    to_class: np.ndarray
+    settings: dict[str, Any]
+    stamps: list[list[int]]
+    """Per image: size in bytes and time of change in ns of the image file and, where there is one, of the mask."""
+
+    @property
+    def names(self) -> list[str]:
+        return [sample.name for sample in self.samples]
+
+    @property
+    def parts(self) -> int:
+        """Data files: 1 without masks, 2 with."""
+        return 1 if self.samples[0].mask is None else 2
+
+    @property
+    def row_bytes(self) -> tuple[int, ...]:
+        """Bytes of one image in each data file."""
+        return tuple(int(np.prod(shape)) for shape in shapes_of(1, self.size))[: self.parts]
+
+
+def build(plan: Plan, progress: Progress) -> None:
+    """Write the store of a plan and put it in its place. The caller holds `locked` and handles errors by `writing`."""
+    partial, old = (plan.path.with_name(plan.path.name + end) for end in (".partial", ".old"))
+    shutil.rmtree(old, ignore_errors=True)  # of a process killed while it replaced a store
+    partial.mkdir(exist_ok=True)
+    total, start, told = len(plan.samples), time.monotonic(), 0.0
+    with _opened(plan, partial) as (files, journal):
+        rows = _finished(plan, files, journal)
+        if rows:
+            _log.info("Continuing the store %s: %d of %d images are there.", plan.path, len(rows), total)
+        _check_space(plan, sum(os.fstat(file.fileno()).st_blocks * 512 for file in files))
+        for i, decoded in _pixels(plan, [i for i in range(total) if i not in rows]):
+            for file, length, pixels in zip(files, plan.row_bytes, decoded, strict=False):
+                assert pixels is not None
+                _write_at(file, np.ascontiguousarray(pixels).data.cast("B"), i * length)
+            rows[i] = checksums_of(*decoded)
+            # Unbuffered: the line is in the file before the next image is begun, whatever happens to this process.
+            line = json.dumps([i, plan.stamps[i], rows[i]]).encode() + b"\n"
+            _write_at(journal, memoryview(line), os.fstat(journal.fileno()).st_size)
+            now = time.monotonic()
+            if now - told > 0.05 or len(rows) == total:
+                told = now
+                progress(f"ingest {plan.split}", len(rows), total)
+        for file in files:
+            os.fsync(file.fileno())
+    manifest = {"format": FORMAT, "settings": plan.settings, "image_size": plan.size, "names": plan.names,
+                "stamps": plan.stamps, "checksums": [rows[i] for i in range(total)]}
+    with open(partial / "manifest.json", "wb") as out:
+        out.write(json.dumps(manifest, separators=(",", ":")).encode())
+        out.flush()
+        os.fsync(out.fileno())
+    sync_directory(partial)
+    if plan.path.exists():
+        plan.path.rename(old)  # whoever has the old one mapped keeps it
+    partial.rename(plan.path)
+    sync_directory(plan.path.parent)
+    (plan.path / _JOURNAL).unlink()
+    shutil.rmtree(old, ignore_errors=True)
+    _log.info("Built the store %s of %d images in %.1f s.", plan.path, total, time.monotonic() - start)
+
+
+@contextmanager
+def _opened(plan: Plan, partial: Path) -> Iterator[tuple[list[BinaryIO], BinaryIO]]:
+    """The data files and the journal of a build, open for reading and writing, unbuffered."""
+    opened: list[BinaryIO] = []
+    try:
+        for name in (*FILES[: plan.parts], _JOURNAL):
+            file = os.open(partial / name, os.O_RDWR | os.O_CREAT, 0o666)
+            opened.append(os.fdopen(file, "r+b", buffering=0))
+        yield opened[:-1], opened[-1]
+    finally:
+        for stream in opened:
+            stream.close()
+
+
+def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO) -> dict[int, list[int]]:
+    """Checksums of the images that an earlier build of the same plan had finished; all else is cut off.
+
+    The pixels are read again and compared, so that a build interrupted in any way, by a power cut too, is continued
+    without a wrong pixel.
+    """
+    names = hashlib.blake2b("\n".join(plan.names).encode(), digest_size=16).hexdigest()
+    header = json.dumps({"settings": plan.settings, "names": names}).encode()
+    content = journal.read()
+    lines = content.split(b"\n")
+    if lines[0] != header:
+        for file in (*files, journal):
+            file.truncate(0)
+        _write_at(journal, memoryview(header + b"\n"), 0)
+        return {}
+    journal.truncate(len(content) - len(lines[-1]))  # what follows the last newline is torn
+    rows: dict[int, list[int]] = {}
+    for line in lines[1:-1]:
+        try:
+            i, stamp, sums = json.loads(line)
+            found = [zlib.crc32(os.pread(file.fileno(), length, i * length))
+                     for file, length in zip(files, plan.row_bytes, strict=True)]
+            if stamp == plan.stamps[i] and sums == found:
+                rows[i] = sums
+        except (ValueError, TypeError, IndexError, OSError):  # a damaged line: its image is decoded again
+            continue
+    return rows
+
+
+def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
+    """Images and masks: from the stale store where the source files are those it was made from, else decoded."""
+    taken = set()
+    old, place = _stale(plan)
+    for i in todo if old is not None else ():
+        k = place.get((plan.samples[i].name, *plan.stamps[i]))
+        if old is not None and k is not None:
+            row = old.images[k], None if old.masks is None else old.masks[k]
+            if checksums_of(*row) == old.checksums[k]:
+                taken.add(i)
+                yield i, row
+    if taken:
+        _log.info("Taken over from the previous store: %d unchanged images.", len(taken))
+    rest = [i for i in todo if i not in taken]
+    if rest:
+        decoder = open_decoder(plan.settings["decoder"], plan.size)
+        samples = [plan.samples[i] for i in rest]
+        yield from zip(rest, decode_all(samples, plan.size, plan.to_class, decoder), strict=True)
+
+
+def _stale(plan: Plan) -> tuple[Store | None, dict[tuple[Any, ...], int]]:
+    """The store that is to be replaced, if it is readable and of the same settings, and where its images are."""
+    try:
+        manifest = read_manifest(plan.path)
+        if manifest["settings"] != plan.settings:
+            return None, {}
+        store = Store.from_manifest(plan.path, manifest)
+        stamps = manifest["stamps"]
+        return store, {(name, *stamp): k for k, (name, stamp) in enumerate(zip(store.names, stamps, strict=True))}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, {}
+
+
+def _write_at(file: BinaryIO, content: memoryview, offset: int) -> None:
+    # Not through a memory map: there a full disk kills the process instead of raising an error.
+    while content:
+        written = os.pwrite(file.fileno(), content, offset)
+        content, offset = content[written:], offset + written
+
+
+def _check_space(plan: Plan, there: int) -> None:
+    """Raise `InputError` when the disk cannot take what is still missing."""
+    if sum(plan.row_bytes) * len(plan.samples) - there > shutil.disk_usage(plan.path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def writing(plan: Plan) -> Iterator[None]:
+    """Turn errors of writing below the store directory into `InputError`."""
+    place = plan.path.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            need = sum(plan.row_bytes) * len(plan.samples)
+            there = next(folder for folder in (place, *place.parents) if folder.exists())
+            raise InputError(
+                f"No space for decoded images in {place} ({error.strerror}): the {plan.split} store of "
+                f"{len(plan.samples)} images needs {need / 1e6:,.1f} MB, {shutil.disk_usage(there).free / 1e6:,.1f} MB "
+                "are free. Free some, or set data.store to a directory on a larger disk. What is decoded is kept; the "
+                "next start goes on from there.") from None
+        raise InputError(f"Decoded images cannot be written below {place}: {error.strerror or error} ("
+                         f"{error.filename or plan.path}). Set data.store to a directory that can be written."
+                         ) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a store; waits while another process builds it. The kernel releases it when a process dies."""
+    with open(path.with_name(path.name + ".lock"), "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("Waiting for another process that builds %s.", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

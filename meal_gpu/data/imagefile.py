@@ -1,0 +1,156 @@
+"""Read one image or mask file: every pixel right, a stated conversion, or a clear error."""
+
+import io
+import os
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ..errors import InputError
+from ..grid import Size
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode an image to uint8 ``[H, W, 3]`` RGB.
+
+    The file's content decides, not its suffix: a JPEG named ``.png`` is read as a JPEG. Conversions: grey is repeated
+    into three channels, a palette is looked up, alpha is dropped (colours are not blended with anything), CMYK and
+    YCbCr are converted, an EXIF orientation is applied, of several frames the first is taken. More than 8 bits a
+    channel is refused, because the range that such a file uses is not known.
+
+    Raises `InputError` for a file that is missing, empty, truncated, damaged or of another kind. The checksums of PNG
+    chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its stream breaks.
+    """
+    return _pixels(_open(path)[1], path)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image file that has been read and checked, for a decoder."""
+
+    content: np.ndarray
+    """uint8: the file's bytes ``[n]``, or pixels ``[H, W, 3]`` where decoders might not agree with `read_image`."""
+    size: Size
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Read an image for a faster decoder than Pillow. Gives the pixels of `read_image`, and raises as it does.
+
+    Handed on as they are: PNG files of 8 bits a channel without palette or colour key, and JPEG files of grey or YCbCr
+    that end as they should; none with an orientation. The rest is decoded here.
+    """
+    content, image = _open(path)
+    if image.format == "PNG":
+        # An orientation stands in an eXIf chunk. To ask Pillow for it would decode the image.
+        plain = (image.mode in ("L", "RGB", "RGBA") and _rawmode(image) == image.mode
+                 and "transparency" not in image.info and b"eXIf" not in content)
+    else:
+        plain = (image.format == "JPEG" and image.mode in ("L", "RGB")
+                 and content.rstrip(b"\0").endswith(b"\xff\xd9")
+                 and image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+    if plain:
+        return Picture(np.frombuffer(content, np.uint8), (image.height, image.width))
+    pixels = _pixels(image, path)
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode a mask to uint8 ``[H, W]``: the ids as they stand in the file (palette images: the indices).
+
+    Raises `InputError` for anything but an 8-bit single-channel or palette PNG: colours or scaled grey values are not
+    ids, and a lossy format invents ids at the borders.
+    """
+    _, image = _open(path)
+    what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
+    allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
+    if image.format != "PNG":
+        raise InputError(f"{path} is a {what} file. {allowed}: a lossy or different format may change ids.")
+    if image.mode in ("RGB", "RGBA", "LA"):
+        raise InputError(f"{path} is a {what}, so it holds colours. {allowed}: write each pixel's class id (0, 1, "
+                         "...) instead of its colour.")
+    low = image.mode == "L" and _rawmode(image) != "L"  # Pillow stretches 2- and 4-bit grey to 0 … 255
+    if image.mode not in ("L", "P") or low:
+        depth = "fewer than 8 bits" if low or image.mode == "1" else "more than 8 bits"
+        raise InputError(f"{path} is a {what} with {depth} per pixel. {allowed}: save it with exactly 8 bits.")
+    return np.array(_load(lambda mask: mask, image, path))
+
+
+def _pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    if image.mode[0] in "IF" or _bits16(image):
+        raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
+                         "convert it, choosing yourself which range of values becomes 0 to 255.")
+    image = _load(ImageOps.exif_transpose, image, path)
+    if image.mode != "RGB":
+        # Straight from P to RGB drops transparency as RGBA does, without Pillow's warning.
+        image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
+    return np.array(image)
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[bytes, Image.Image]:
+    """The file's bytes, and the image, of which only the header has been looked at."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist (any more). Restore the file, or remove its partner too.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    if not content:
+        raise InputError(f"{path} is empty (0 bytes). Copy the file again.")
+    if content.startswith(_PNG_SIGNATURE):
+        _check_png(content, path)
+    try:
+        return content, Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that can be read. Allowed: "
+                         f"{', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _load(step: Callable[[Image.Image], Image.Image], image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    try:
+        image.load()
+        return step(image)
+    except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception) -> InputError:
+    return InputError(f"{path} cannot be decoded, it is truncated or damaged ({error}). Copy the file again.")
+
+
+def _check_png(content: bytes, path: str | os.PathLike[str]) -> None:
+    """Walk over the chunks and compare their checksums. Pillow skips those of the pixels."""
+    at = len(_PNG_SIGNATURE)
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        end = at + 12 + length
+        if end > len(content):
+            break
+        if zlib.crc32(memoryview(content)[at + 4 : end - 4]) != struct.unpack_from(">I", content, end - 4)[0]:
+            raise InputError(f"{path} is damaged: the PNG checksum at byte {at} is wrong. Copy the file again.")
+        if content[at + 4 : at + 8] == b"IEND":
+            return
+        at = end
+    raise InputError(f"{path} is truncated: it ends after {len(content)} bytes, before the PNG does. "
+                     "Copy the file again.")
+
+
+def _rawmode(image: Image.Image) -> str:
+    """How pixels are packed in the file, in Pillow's words, such as ``RGB;16B``; empty when unknown."""
+    tiles = getattr(image, "tile", None) or [("", (), 0, "")]
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args or "")
+
+
+def _bits16(image: Image.Image) -> bool:
+    return re.search(r";16", _rawmode(image)) is not None

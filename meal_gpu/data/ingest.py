@@ -1,0 +1,115 @@
+"""Decode a data set once into stores of raw uint8 pixels that later runs memory-map."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import DataConfig
+from ..errors import InputError
+from ..machine.backend import find_loader
+from ..timing import Progress, no_progress
+from .build import Plan, build, locked, writing
+from .datasets import Dataset, Sample, cache_dir, open_dataset
+from .store import FORMAT, Store, read_manifest
+
+__all__ = ["Store", "Stores", "ingest"]
+
+_log = logging.getLogger("meal_gpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Stores:
+    """A data set and its decoded splits; ``val`` is None where there is none."""
+
+    dataset: Dataset
+    train: Store
+    val: Store | None
+
+
+def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset | None = None,
+           gpu: bool = False) -> Stores:
+    """Open the stores of a data set, after building those that are missing, stale or damaged.
+
+    A build that was killed is continued. Of two processes that want one store, the second waits for the first.
+    Calls ``progress("ingest train", done, total)``, in images; ``dataset`` saves listing its files again; ``gpu`` lets
+    DALI decode JPEG files there. Raises `InputError` for whatever is wrong with the data, for a ``data.loader`` that is
+    not installed, and when the disk is full: what is decoded by then is kept.
+    """
+    dataset = dataset or open_dataset(data)
+    train, val = (_open_or_build(_plan(dataset, split, samples, data, gpu), progress) if samples else None
+                  for split, samples in (("train", dataset.train), ("val", dataset.val)))
+    assert train is not None  # open_dataset refuses an empty training split
+    return Stores(dataset, train, val)
+
+
+def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> Plan:
+    def directory(files: list[Path]) -> str:
+        return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])
+
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    settings = {
+        "format": FORMAT, "dataset": dataset.name, "split": split, "image_size": list(data.image_size),
+        "images": directory([sample.image for sample in samples]), "masks": directory(masks) if masks else None,
+        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(samples, data, gpu),
+    }
+    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+    height, width = data.image_size
+    path = cache_dir(data).absolute() / f"{dataset.name}-{split}-{height}x{width}-{key}"
+    return Plan(path, split, samples, data.image_size, dataset.to_class, settings, [_stamp(s) for s in samples])
+
+
+def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
+    """The name of the decoder, which belongs to a store's settings: decoders round differently where they resize.
+
+    A GPU is of use for JPEG alone: DALI decodes everything else on the CPU, and bringing it there for the resizing and
+    back would only cost.
+    """
+    loader, _ = find_loader(data.loader)
+    jpeg = any(sample.image.suffix.lower() in (".jpg", ".jpeg") for sample in samples)
+    return "dali-mixed" if loader == "dali" and gpu and jpeg else loader
+
+
+def _stamp(sample: Sample) -> list[int]:
+    stamp = []
+    for file in (sample.image, sample.mask):
+        if file is not None:
+            try:
+                status = os.stat(file)
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror}. Restore the file.") from None
+            stamp += [status.st_size, status.st_mtime_ns]
+    return stamp
+
+
+def _open_fresh(plan: Plan) -> tuple[Store | None, str]:
+    """The store if it is what the plan asks for, else the reason why it is not."""
+    try:
+        manifest = read_manifest(plan.path)
+        if manifest.get("settings") != plan.settings:
+            return None, "its settings differ"
+        if manifest.get("names") != plan.names:
+            return None, "files were added or removed"
+        for sample, now, then in zip(plan.samples, plan.stamps, manifest.get("stamps", []), strict=True):
+            if now != then:
+                return None, f"the files of {sample.name} have changed"
+        return Store.from_manifest(plan.path, manifest), ""
+    except FileNotFoundError:
+        return None, "" if not plan.path.exists() else "a file of it is missing"
+    except (OSError, ValueError, TypeError) as error:
+        return None, f"it is damaged: {error}"
+
+
+def _open_or_build(plan: Plan, progress: Progress) -> Store:
+    store, _ = _open_fresh(plan)
+    if store is None:
+        with writing(plan), locked(plan.path):
+            store, why = _open_fresh(plan)  # another process may just have built it
+            if store is None:
+                if why:
+                    _log.info("The store %s is rebuilt: %s.", plan.path, why)
+                build(plan, progress)
+                store = Store.open(plan.path)
+    return store

@@ -1,0 +1,262 @@
+"""What a run will use: device, precision and libraries, by what works on this machine, each with its reason."""
+
+import functools
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import numba
+import torch
+
+from ..config import Config
+from ..errors import InputError, first_line
+from ..kernels import patch_entropy
+from . import card, heap, rapids
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_log = logging.getLogger("meal_gpu")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The choices of a run, each with the reason for it."""
+
+    device: torch.device
+    device_reason: str
+    dtype: torch.dtype
+    """Autocast dtype of the network; float32 means no autocast."""
+    dtype_reason: str
+    umap: str
+    umap_reason: str
+    kmeans: str
+    """Of ``query.selector: kmeans``."""
+    kmeans_reason: str
+    loader: str
+    """``dali`` or ``torchvision``"""
+    loader_reason: str
+    stream: str
+    """How frames come from the store: ``mapped`` (cut on the host, where they lie) or ``dali`` (cut on the device)"""
+    stream_reason: str
+    budget_bytes: int
+    """Device memory that the pool and the feature cache may take."""
+    fold_norms: bool = False
+    """See `meal_gpu.network.fold`."""
+    compile: str = "none"
+    """``none``, ``graphs`` or ``inductor``"""
+    compile_reason: str = "asked for"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def precision(self) -> str:
+        """``float32`` or ``bfloat16``"""
+        return str(self.dtype).removeprefix("torch.")
+
+    def shared(self, config: Config, n: int) -> Config:
+        """The config for each of n processes on this machine: memory that was not asked for is divided among them."""
+        if config.data.budget_gb is not None:
+            return config
+        return config.revised("data", budget_gb=round(self.budget_bytes / n / 1e9, 3))
+
+    def compiled(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function of tensors as ``compile`` says: itself, replayed as a CUDA graph, or compiled by inductor.
+
+        Networks of one architecture and batches of one shape share what is recorded. The next call of any compiled
+        function overwrites the results: copy what is to stay.
+        """
+        if self.compile == "none":
+            return function
+        if self.device.type == "cpu":  # it would tell of each graph that it is not recorded
+            logging.getLogger("torch._inductor.cudagraph_utils.__cudagraphs").setLevel(logging.ERROR)
+        if self.compile == "graphs":
+            fast = torch.compile(function, backend="cudagraphs", fullgraph=True, dynamic=False)
+        else:
+            fast = torch.compile(function, mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            torch.compiler.cudagraph_mark_step_begin()
+            return fast(*args, **kwargs)
+
+        return call
+
+    def choices(self) -> dict[str, str]:
+        """What was chosen and why, for people."""
+        return {
+            "device": f"{self.device.type} ({self.device_reason})",
+            "precision": f"{self.precision} ({self.dtype_reason})",
+            "compile": f"{self.compile} ({self.compile_reason})",
+            "batch-norms": "folded for scoring and evaluation" if self.fold_norms else "as they are",
+            "umap": f"{self.umap} ({self.umap_reason})",
+            "k-means": f"{self.kmeans} ({self.kmeans_reason})",
+            "loader": f"{self.loader} ({self.loader_reason})",
+            "streaming": f"{self.stream} ({self.stream_reason})",
+            "memory budget": f"{self.budget_bytes / 1e9:.1f} GB for the resident pool and the feature cache",
+        }
+
+
+def resolve(config: Config) -> Backend:
+    """Choose device, precision and backends.
+
+    Raises `InputError` for an explicit choice that this machine does not have.
+    """
+    _start_threads()
+    device, device_reason = _device(config.device)
+    if device.type == "cpu":
+        heap.keep_freed()  # for the whole process, as its threads are
+    dtype, dtype_reason = _dtype(config.model.precision, device)
+
+    @functools.cache  # asked twice at most, and cuML takes seconds to import
+    def trouble() -> str | None:
+        if device.type == "cpu":
+            return "cuML works in CUDA memory, and the run is on the CPU"
+        return rapids.trouble()
+
+    def umap_trouble() -> str | None:
+        unknown = config.umap.metric in rapids.MISSING_METRICS
+        return f"cuML does not measure umap.metric '{config.umap.metric}'" if unknown else trouble()
+
+    umap, umap_reason = _library("umap.backend", config.umap.backend, "umap-learn", umap_trouble)
+    kmeans, kmeans_reason = "sklearn", "not used: query.selector is seeding"
+    if config.query.selector == "kmeans" or config.query.kmeans == "cuml":
+        kmeans, kmeans_reason = _library("query.kmeans", config.query.kmeans, "sklearn", trouble)
+    if config.data.budget_gb is not None:
+        budget = int(config.data.budget_gb * 1e9)
+    else:
+        budget = card.free_bytes(device) // 2
+    loader, loader_reason = find_loader(config.data.loader)
+    stream, stream_reason = "mapped", "the loader is not DALI"
+    if config.data.loader == "dali":
+        stream, stream_reason = "dali", "asked for"
+    elif device.type == "cpu":
+        stream_reason = "frames are cut where the store is in memory"
+    elif loader == "dali":
+        stream, stream_reason = "dali", "it cuts and normalises on the device"
+    return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
+                   loader_reason, stream, stream_reason, budget, config.model.fold_norms, config.model.compile,
+                   _compiler(config.model.compile, device))
+
+
+def find_loader(wanted: str) -> tuple[str, str]:
+    """What ``data.loader`` stands for on this machine, ``dali`` or ``torchvision``, and why.
+
+    Raises `InputError` where DALI is asked for and not installed.
+    """
+    if wanted == "torchvision":
+        return "torchvision", "asked for"
+    try:
+        installed = importlib.util.find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # of the parent package
+        installed = False
+    if installed:
+        return "dali", "asked for" if wanted == "dali" else "installed"
+    if wanted == "dali":
+        raise InputError("data.loader is 'dali', but NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 (on "
+                         "Linux), or use data.loader: auto or torchvision.")
+    return "torchvision", "NVIDIA DALI is not installed"
+
+
+def announce(backend: Backend, config: Config) -> None:
+    """Log a line for each automatic choice that this run depends on."""
+    wanted: dict[str, str] = {"device": config.device, "umap": config.umap.backend}
+    if config.query.selector == "kmeans":
+        wanted["k-means"] = config.query.kmeans
+    for name, choice in backend.choices().items():
+        if wanted.get(name) == "auto":
+            _log.info("%s: %s", name, choice)
+
+
+def _start_threads() -> None:
+    """Start numba's threads, as many as PyTorch's, and give PyTorch its own number back.
+
+    Starting them sets the OpenMP thread count of the whole process. If that happened with the first kernel call, in
+    the middle of a run, and with another number, PyTorch would split its sums differently from then on.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    torch.set_num_threads(threads)
+
+
+def _device(wanted: str) -> tuple[torch.device, str]:
+    if wanted == "cpu":
+        return torch.device("cpu"), "asked for"
+    why_not = _cuda_trouble()
+    if why_not is None:
+        return torch.device("cuda"), "asked for" if wanted == "cuda" else f"found {torch.cuda.get_device_name()}"
+    if wanted == "cuda":
+        raise InputError(f"device is 'cuda', but {why_not}. Use device: cpu or auto; CUDA needs an NVIDIA driver and "
+                         f"{rapids.EXTRA}. `meal-gpu info` says what it finds.")
+    return torch.device("cpu"), why_not
+
+
+def _cuda_trouble() -> str | None:
+    """Why a run cannot be on CUDA here; None if it can, for the score kernel has run there."""
+    if torch.version.cuda is None:
+        return f"this PyTorch, {torch.__version__}, was built without CUDA"
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+        except Exception as error:  # it differs with what is missing, and is only told
+            return f"no CUDA device is usable: {first_line(error).split('. ')[0]}"
+        return "no CUDA device is usable"
+    try:
+        patch_entropy(torch.zeros(1, 2, 2, 2, device="cuda"), (2, 2), (1, 1)).item()
+    except ImportError:
+        return f"CuPy, which compiles the score kernel, is not installed: {rapids.EXTRA}"
+    except Exception as error:  # whatever the driver, NVRTC and CuPy raise
+        return f"a first call of the score kernel failed: {first_line(error)}"
+    return None
+
+
+def _library(key: str, wanted: str, on_host: str, trouble: Callable[[], str | None]) -> tuple[str, str]:
+    """cuML or the library on the host, and the reason. ``trouble`` says why cuML cannot be used, if so."""
+    if wanted == on_host:
+        return on_host, "asked for"
+    why_not = trouble()
+    if why_not is None:
+        return "cuml", "asked for" if wanted == "cuml" else "a first call of it succeeded"
+    if wanted == "cuml":
+        raise InputError(f"{key} is 'cuml', but {why_not}. Use {key}: auto or {on_host}; cuML needs an NVIDIA driver "
+                         f"and {rapids.EXTRA}. `meal-gpu info` says what it finds.")
+    return on_host, why_not
+
+
+def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+    if wanted != "auto":
+        return getattr(torch, wanted), "asked for"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Absent before torch 2.10; without it float32 is chosen, which is right everywhere.
+        flags: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+    if native:
+        return torch.bfloat16, "the processor multiplies it natively"
+    return torch.float32, "the processor has no native bfloat16"
+
+
+def _compiler(wanted: str, device: torch.device) -> str:
+    """Make ready what ``model.compile`` asks for; what there is to say about it.
+
+    Raises `InputError` where a compiler is missing.
+    """
+    if wanted == "none":
+        return "asked for"
+    torch.compiler.reset()  # a process may make many runs, and PyTorch gives up after some shapes of one function
+    if wanted == "graphs":
+        without = "" if device.type == "cuda" else "; traced, but run one by one: CUDA graphs need CUDA"
+        return f"asked for{without}"
+    names = (os.environ.get("CC", "cc"), "gcc", "clang") if device.type == "cuda" else (os.environ.get("CXX", "g++"),)
+    if not any(map(shutil.which, names)):
+        raise InputError(f"model.compile is 'inductor', which needs a {'C' if device.type == 'cuda' else 'C++'} "
+                         f"compiler on {device.type}, and {' or '.join(names)} is not there. Install one (Debian: "
+                         "g++), or use model.compile: graphs or none.")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InputError("model.compile is 'inductor', which needs Triton on CUDA, and it is not installed: pip "
+                         "install triton, or use model.compile: graphs or none.")
+    return "asked for"

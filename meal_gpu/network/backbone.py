@@ -1,0 +1,96 @@
+"""Backbones: any network of timm that can be asked for its features, with ImageNet's weights or a file's."""
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import InputError, did_you_mean
+
+
+def create_backbone(config: ModelConfig) -> Any:
+    """A timm network that gives its features at stride 4 and at ``output_stride``, with the weights asked for.
+
+    Raises `InputError` where it is unknown or cannot be dilated so, and for weights that do not exist or do not fit it.
+    """
+    if not timm.is_model(config.backbone):
+        raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
+                         f"{did_you_mean(config.backbone, timm.list_models())}")
+    overlay = None
+    if config.weights not in ("imagenet", "none"):
+        file = Path(config.weights)
+        if not file.is_file() or file.suffix != ".safetensors":
+            problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
+            raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
+                             "them), none, or the path of a .safetensors file in timm's naming.")
+        overlay = {"file": config.weights}
+    try:
+        probe = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride)
+        strides = probe.feature_info.reduction()
+        backbone = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
+                                     out_indices=(strides.index(4), len(strides) - 1),
+                                     pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
+    except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError, TypeError,
+            AssertionError) as error:  # timm's backbones refuse in many ways what they do not offer
+        reason = " ".join(str(error).split("\n", 2)[:2]) or type(error).__name__  # torch lists every tensor
+        raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
+                         f"'{config.weights}' cannot be built: {reason}") from error
+    if overlay is not None:
+        _check_loaded(backbone, config)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
+            module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]  # types are hashable
+    return backbone
+
+
+class _Float32(nn.Module):
+    """Outside autocast while it is trained: see `_in_float32`."""
+
+    weight: nn.Parameter
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.weight.requires_grad or x.is_meta:  # where there is no autocast
+            return cast(Tensor, super().forward(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return cast(Tensor, super().forward(x.float())).to(x.dtype)
+
+
+@functools.cache  # compiled code asks for the kind of a module: all networks have the same
+def _in_float32(kind: type[nn.Conv2d]) -> type[nn.Conv2d]:
+    """A convolution that trains in float32.
+
+    On the CPU, in bfloat16 and channels_last, the weights' gradient of a dilated depthwise convolution reads memory
+    that nobody wrote (torch 2.14): values of 1e33, and no two trainings alike. timm dilates the last stages for an
+    output stride of 16 or 8. These layers are about a thousandth of the network's work, so every device does as the
+    CPU must.
+    """
+    return type(kind.__name__, (_Float32, kind), {})
+
+
+def base_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """The kind that a module had before `_in_float32`."""
+    return kind.__mro__[2] if issubclass(kind, _Float32) else kind
+
+
+def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
+    """Raise `InputError` for a backbone that a file of weights left at random values in part.
+
+    timm skips what a file lacks. Values are compared, since it may rename a file's tensors.
+    """
+    def digest(tensor: Tensor) -> bytes:
+        return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+    held = {digest(tensor) for tensor in load_file(config.weights).values()}
+    # Scalars are counters of batches, which a file need not have.
+    missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
+    if missing:
+        raise InputError(f"model.weights '{config.weights}' lacks {len(missing)} of the tensors of model.backbone "
+                         f"'{config.backbone}', {missing[0]} among them. Use weights of that backbone in timm's "
+                         "naming.")

@@ -1,0 +1,4 @@
+"""What a run will need and take: memory, disk, time, by arithmetic.
+
+Stands on `stages`.
+"""

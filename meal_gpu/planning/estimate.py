@@ -1,0 +1,105 @@
+"""What a round would take at least on a GPU that nobody has measured: arithmetic, and labelled as such.
+
+Bytes, FLOPs and exponentials of each stage (`network_cost`) over a data sheet's rates: what `meal-gpu info` shows and
+`meal-gpu bench --estimate` prints.
+"""
+
+import math
+
+import torch
+
+from ..config import Config
+from ..machine.backend import Backend
+from ..machine.card import card, usable_cores
+from .network_cost import Network
+from .roofline import Roofs, Work
+from .sizing import Extent
+
+# Memory bandwidth, dense bfloat16 products; exponentials are 16 a clock on each multiprocessor, at the boost clock
+# (kernels/NOTES.md counts them).
+DATA_SHEETS = {
+    "h100": Roofs(0, "bfloat16", bytes=3.35e12, flops=989e12, exps=132 * 16 * 1.98e9),
+    "a100": Roofs(0, "bfloat16", bytes=2.04e12, flops=312e12, exps=108 * 16 * 1.41e9),
+}
+FLOAT32 = {"h100": 67e12, "a100": 19.5e12}
+"""Products in float32, without tensor cores, per second: distances between feature vectors."""
+PNG_PIXELS = 45e6
+"""Decoded per second by a core: 47 ms for 1024 × 2048 with DALI, measured on an AMD EPYC."""
+
+
+def counts(config: Config, n: int, n_val: int, classes: int) -> dict[str, Work]:
+    """Bytes, FLOPs and exponentials of a round's stages, in bfloat16: ``n`` images of the pool, ``n_val`` others."""
+    network = Network.of(config, classes, torch.bfloat16)
+    per_image = config.data.tiling().per_image(config.data.context)
+    labelled = middle(config, n)
+    return {
+        "features of the pool": network.features(n * per_image),
+        "forward over the pool": network.forward(n * per_image),
+        "patch_entropy of the pool": network.entropy(n * per_image),
+        f"an epoch on {labelled:,} patches": network.training(labelled, config.train.batch_size),
+        "an evaluation": network.evaluation(n_val * per_image),
+    }
+
+
+def middle(config: Config, n: int) -> int:
+    """Labelled patches in the middle of a run on a pool of ``n`` images."""
+    query = config.query
+    return (query.n_initial_images or n) * config.data.tiling().cells + query.rounds // 2 * query.n_query
+
+
+def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
+    """The stages of a round and what each takes at least, for people."""
+    name = next((name for name in DATA_SHEETS if name in str(card().get("gpu", "")).lower()), "h100")
+    sheet, query, train = DATA_SHEETS[name], config.query, config.train
+    n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
+    features, forward, kernel, epoch, evaluation = (
+        sheet.least(work)[0] for work in counts(config, n, n_val, extent.n_classes).values())
+    frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
+    forward += 0.0 if frozen else features
+    fit = _embedding(config, n, name)
+    each_round = fit if query.strategy == "meal_ft" else 0.0
+    total = forward + kernel + each_round + train.epochs * epoch + evaluations * evaluation
+    patches, cores = n * config.data.tiling().cells, usable_cores()
+    decode, embed = "nothing: its scenes are drawn", "nothing"
+    if file_pixels:
+        decode = (f"{_seconds((n + n_val) * file_pixels / PNG_PIXELS / cores)} once, were all files PNG of "
+                  f"{file_pixels / 1e6:.2f} Mpixel: {PNG_PIXELS / 1e6:.0f} Mpixel/s on each of {cores} cores")
+    if fit:
+        embed = f"{_seconds(fit)} {'in every round' if each_round else 'once per seed'}: UMAP's distances and moves"
+    measured = "this machine" if backend.device.type == "cuda" else "this machine's CPU"
+    return {
+        "a round": f"at least {_seconds(total)} on an {name.upper()}: an ESTIMATE, not measured. Bytes, FLOPs and "
+                   f"exponentials over its data sheet's {sheet.bytes / 1e12:.2f} TB/s, {sheet.flops / 1e12:.0f} "
+                   f"TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, {sheet.exps / 1e12:.2f} T exp/s; "
+                   f"launches, the host and libraries come on top. `meal-gpu bench` measures {measured}",
+        "  decode": decode,
+        "  features": f"{_seconds(features)} once: the backbone is frozen" if frozen else "within forward and train",
+        "  forward": f"{_seconds(forward)} for {n:,} images",
+        "  kernel": f"{_seconds(kernel)} for {patches:,} patches",
+        "  embed": embed,
+        "  train": f"{_seconds(train.epochs * epoch)} for {train.epochs} epochs on {middle(config, n):,} patches, the "
+                   "middle of a run",
+        "  evaluate": f"{_seconds(evaluations * evaluation)} for {evaluations} times {n_val:,} images",
+    }
+
+
+def _embedding(config: Config, n: int, name: str) -> float:
+    """Seconds of a UMAP fit: distances of all pairs, then so many passes over the graph, six moves of two points each.
+
+    Candidates that a trained backbone has moved are placed in every round, which is little beside the fit.
+    """
+    query, d = config.query, config.umap.n_components
+    if query.strategy not in ("meal", "meal_ft"):
+        return 0.0
+    points = query.n_informative if query.strategy == "meal_ft" else n * config.data.tiling().cells
+    channels = Network.of(config, 2, torch.bfloat16).maps(1)[1].shape[1]
+    passes = 500 if points <= 10_000 else 200
+    moved = passes * points * config.umap.n_neighbors * 6 * 2 * d * 4 * 2
+    return 2 * points**2 * channels / FLOAT32[name] + moved / DATA_SHEETS[name].bytes
+
+
+def _seconds(value: float) -> str:
+    """For people: ``3.2 min``, ``1.42 s``, ``0.19 s``, ``21 ms``."""
+    if value >= 100:
+        return f"{value / 60:.1f} min"
+    return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.2g} ms"

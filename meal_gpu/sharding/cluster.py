@@ -1,0 +1,173 @@
+"""Dask: where workers come from. The one file that imports it; `jobs` and `workers` give them something to do.
+
+Dask restarts a worker that died (its nanny does) or that was silent for ``distributed.scheduler.worker-ttl``, and gives
+its tasks to others. What is added is only what it cannot know: that a run is to have its process to itself, that it
+goes on from its finished rounds, that a part of a pool is to stay where it is held, and that work stops when nobody
+waits for it any more.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..timing import Progress
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+COMMON: dict[str, Any] = {
+    "dashboard_address": "127.0.0.1:8787",  # another port where this one is taken
+    "memory_limit": 0,  # none: Dask would kill a worker for the pages of a store that it has mapped
+    "silence_logs": logging.CRITICAL,  # in the workers
+    "preload": "meal_gpu.sharding.cluster",  # `dask_setup`
+}
+WAIT_S = 120.0
+"""So long a task waits for a directory whose last process is being stopped, and a run for workers to come back."""
+LIVES = 4
+"""A run is given up when its workers die so often without anything finished between."""
+CONNECT_S = 10.0
+TICK_S = 0.5
+"""Between two reports of progress by one task."""
+
+
+class Unwanted(Exception):  # noqa: N818
+    """Nobody waits for this task any more; it stops, and what is finished is kept."""
+
+
+@contextmanager
+def local(n_workers: int, threads: int) -> "Iterator[Client]":
+    """Workers on this machine, each a process that runs one point at a time with so many threads."""
+    distributed = dask("distributed", "dask")
+    with (_quiet(), _spawning(threads), distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1,
+                                                                 processes=True, **COMMON) as cluster,
+          distributed.Client(cluster) as client):
+        yield client
+
+
+@contextmanager
+def cuda(threads: int) -> "Iterator[Client]":
+    """One worker per GPU of this machine. Raises `InputError` where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError("--cuda: no CUDA device is usable here (see meal-gpu info). Leave --cuda out to use the CPU.")
+    distributed, dask_cuda = dask("distributed", "dask"), dask("dask_cuda", "dask-cuda")
+    with (_quiet(), _spawning(threads), dask_cuda.LocalCUDACluster(threads_per_worker=1, **COMMON) as cluster,
+          distributed.Client(cluster) as client):
+        yield client
+
+
+@contextmanager
+def connected(address: str) -> "Iterator[Client]":
+    """The workers of a scheduler that runs already; they must see the same directories as this machine."""
+    distributed = dask("distributed", "dask")
+    try:
+        client = distributed.Client(address, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise InputError(f"No Dask scheduler answers at {address} ({' '.join(str(error).split())}). Start one with: "
+                         "dask scheduler, and workers with: dask worker ADDRESS --nthreads 1 --nworkers N") from None
+    with _quiet(), client:
+        for worker, facts in client.scheduler_info(n_workers=-1)["workers"].items():
+            if facts["nthreads"] != 1:
+                raise InputError(too_wide(worker, facts["nthreads"]))
+        yield client
+
+
+def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Client]":
+    """Workers at a place: so many processes on this machine, ``cuda``, or a scheduler's address.
+
+    This process's threads are divided among those on this machine, as if all processes that ``place`` says were started
+    even where ``most`` are fewer: threads decide how sums are split.
+    """
+    import torch
+
+    threads = torch.get_num_threads()  # what one process would use here: all cores, or OMP_NUM_THREADS
+    if isinstance(place, int):
+        return local(place if most is None else min(place, most), max(threads // place, 1))
+    if place == "cuda":
+        return cuda(max(threads // max(torch.cuda.device_count(), 1), 1))
+    return connected(place)
+
+
+def reporting(worker: Any, topic: str, who: dict[str, Any]) -> Progress:
+    """The ``progress`` of the task that a worker runs: told to ``topic`` with ``who``, now and then and at every stage.
+
+    It raises `Unwanted` when the task is cancelled, or the scheduler is lost: Dask does not interrupt a thread.
+    """
+    key, last = worker.get_current_task(), ("", 0.0)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        task = worker.state.tasks.get(key)
+        if task is None or task.state != "executing" or worker.status.name not in ("running", "paused"):
+            raise Unwanted(key)
+        if stage != last[0] or time.monotonic() - last[1] > TICK_S:
+            last = stage, time.monotonic()
+            worker.log_event(topic, {**who, "stage": stage, "done": done, "total": total})
+
+    return progress
+
+
+def dask_setup(worker: Any) -> None:
+    """Ctrl-C in a terminal reaches workers too: leave it to the process that started them, which stops them."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def too_wide(worker: str, threads: int) -> str:
+    """What is wrong with a worker of more than one thread."""
+    return (f"The worker {worker} runs {threads} tasks at once, and a run needs its process to itself. Start workers "
+            "with: dask worker ADDRESS --nthreads 1 --nworkers N")
+
+
+def dask(module: str, extra: str) -> Any:
+    """``distributed`` or ``dask_cuda``, imported now. Raises `InputError` where it is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] != module:
+            raise
+        raise InputError(f"{module} is not installed, and this runs on it: pip install 'meal-gpu[{extra}]'") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Dask's log tells of lost workers and of every connection; what matters of it is on the board."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)  # it takes another
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _spawning(threads: int) -> Iterator[None]:
+    """Thread counts for the workers' processes, there before anything is imported in them.
+
+    Dask sets these in this process when it starts a worker, and its own default is one thread for each.
+    """
+    import dask.config
+
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = dict(os.environ)
+    try:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, threads)}):
+            yield
+    finally:
+        for name in {*names, "PYTHONHASHSEED"}:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)

@@ -1,0 +1,159 @@
+"""Train a network from scratch on the labelled patches (paper, section 4.2)."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data.frames import sent
+from ..errors import InputError
+from ..machine.backend import Backend
+from ..network.features import Features
+from ..network.model import DeepLabV3Plus
+from ..network.windows import Windows, along
+from ..timing import Progress, no_progress
+
+
+class Measured(Protocol):
+    """What an evaluation returns; training only compares its mIoU."""
+
+    @property
+    def miou(self) -> float | None: ...
+
+
+S = TypeVar("S", bound=Measured)
+
+
+@dataclass
+class History(Generic[S]):
+    """What happened in a training. The network is left with the weights of the best epoch."""
+
+    epochs: list[dict[str, float | int | None]] = field(default_factory=list)
+    """Per evaluated epoch: epoch, mean loss over the epoch, mIoU."""
+    best_epoch: int = 0
+    best: S | None = None
+    """At the best epoch by validation mIoU, which the paper reports. Chosen on the validation set, so optimistic."""
+    last: S | None = None
+    """After the last epoch."""
+
+
+def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, epochs: int,
+          backend: Backend, order: torch.Generator, evaluate: Callable[[], S | None],
+          progress: Progress = no_progress) -> History[S]:
+    """Adam on the cross-entropy of the labelled pixels, without augmentation or weight decay.
+
+    Parameters
+    ----------
+    ids, labels
+        Labelled patches int64 ``[n]`` and their labels uint8 ``[n, patch_height, patch_width]``, 255 = void.
+    epochs
+        Passes over the labelled patches.
+    order
+        Generator of the samples' order. Dropout draws from PyTorch's global generator.
+    evaluate
+        Called every ``config.eval_every`` epochs and after the last; returns None where there is nothing to validate
+        on, and then the last epoch counts as the best.
+
+    Raises
+    ------
+    InputError
+        The loss is not finite, or fewer than two patches are labelled (batch-norm needs two).
+    """
+    if len(ids) < 2:
+        raise InputError(f"{len(ids)} patch is labelled and batch-norm needs at least 2 to train on: use a finer "
+                         "data.grid or a larger query.n_initial_images.")
+    host_ids = ids.cpu()
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.lr_decay_every or epochs, config.lr_decay)
+    history: History[S] = History()
+    kept: dict[str, Tensor] = {}
+    for epoch in range(1, epochs + 1):
+        model.train()
+        batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
+        mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend))
+        schedule.step()
+        if not math.isfinite(mean_loss):
+            raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "
+                             f"{config.lr:g}. Lower it, or use model.precision: float32.")
+        if epoch % config.eval_every == 0 or epoch == epochs:
+            score = evaluate()
+            miou = score.miou if score else None
+            history.epochs.append({"epoch": epoch, "loss": mean_loss, "miou": miou})
+            history.last = score
+            if history.best is None or history.best.miou is None or (miou is not None and miou > history.best.miou):
+                history.best, history.best_epoch = score, epoch
+                kept = _trained_state(model)
+        progress("train", epoch, epochs)
+    model.load_state_dict(kept, strict=False)
+    return history
+
+
+def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
+                host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend) -> Tensor:
+    """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
+
+    ``host_ids`` are the ids again, on the host. Nothing here waits for the device: what the steps need of the host is
+    sent before the first.
+    """
+    cells, losses = features.frames.grid.cells, torch.empty(len(batches), device=ids.device)
+    compiled_loss = backend.compiled(patch_loss)
+    maps = features.read(model, [host_ids[batch] // cells for batch in batches])
+    for step, (batch, (low, high)) in enumerate(zip(sent(batches, ids.device), maps, strict=True)):
+        loss = compiled_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
+        losses[step] = loss.detach()
+    return losses.mean()
+
+
+def patch_loss(model: DeepLabV3Plus, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
+               backend: Backend) -> Tensor:
+    """What a step of training descends: the loss of a batch of patches, float32 ``[]``.
+
+    Maps ``[B, C, h, w]`` of each patch's frame; ``windows`` of the grid; the patches' cells int64 ``[B]`` and labels
+    uint8 ``[B, patch_height, patch_width]``.
+    """
+    at = windows.of(cells)
+    with backend.autocast():
+        logits = model.window_logits(low, high, at)
+        pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
+    return cross_entropy(pixels.float(), labels)
+
+
+def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the batch's labelled pixels: logits ``[B, h, w, C]``, labels uint8 ``[B, h, w]``.
+
+    A batch of void only has loss 0, where the mean would be 0/0 and would ruin every weight.
+    """
+    target = labels.flatten().long()
+    total = F.cross_entropy(pixels.flatten(0, 2), target, ignore_index=255, reduction="sum")
+    return total / (target != 255).sum().clamp(min=1)
+
+
+def _batches(ids: Tensor, cells: int, config: TrainConfig, order: torch.Generator) -> Iterator[Tensor]:
+    """Positions in ``ids`` for one epoch, in random order.
+
+    The last batch is dropped when it is not full (one of a single patch would break batch-norm), except when there
+    are fewer samples than one batch.
+    """
+    if config.sample == "patch":
+        samples = list(torch.arange(len(ids)).unsqueeze(1))
+    else:
+        frames = ids // cells
+        samples = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
+    shuffled = torch.randperm(len(samples), generator=order).tolist()
+    size = min(config.batch_size, len(samples))
+    for start in range(0, len(samples) - size + 1, size):
+        yield torch.cat([samples[i] for i in shuffled[start : start + size]])
+
+
+def _trained_state(model: DeepLabV3Plus) -> dict[str, Tensor]:
+    """A copy of what training changes: not of a frozen backbone."""
+    return {name: value.clone() for name, value in model.state_dict().items()
+            if not (model.freeze_backbone and name.startswith("backbone."))}

@@ -1,0 +1,118 @@
+"""Runs as tasks of Dask's workers, one at a time in each.
+
+That no two processes write into one run is up to the lock of the run's directory (`launch.run_or_resume`), not to what
+Dask believes of a worker.
+"""
+
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..sharding import cluster
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Event = dict[str, Any]
+"""What a run tells: ``point``, ``worker``, and ``round`` with a finished one's numbers, or ``stage, done, total``."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, as it is sent to a worker."""
+
+    name: str
+    directory: str
+    config: str
+    """YAML."""
+
+
+def run_jobs(client: "Client", jobs: Sequence[Job],
+             notice: Callable[[Event], None]) -> Iterator[tuple[str, str | None]]:
+    """Run all jobs, one per worker at a time; yields (name, None or why it failed) as they end.
+
+    ``notice`` is called, in another thread, with what the runs tell as they go. Raises `InputError` when the scheduler
+    is lost.
+    """
+    distributed = cluster.dask("distributed", "dask")
+    topic = f"meal-gpu-{uuid.uuid4().hex}"
+    starts = dict.fromkeys((job.name for job in jobs), 0)
+
+    def heard(event: tuple[float, Event]) -> None:
+        told = event[1]
+        if told.get("started"):
+            starts[told["point"]] += 1
+        elif "round" in told:
+            starts[told["point"]] = 0
+        notice(told)
+
+    def submit(job: Job) -> Any:
+        # A key of its own for every attempt: an earlier client's task of that name may still be there.
+        return client.submit(run_job, topic, job, key=f"{job.name}-{uuid.uuid4().hex}", pure=False)
+
+    client.subscribe_topic(topic, heard)
+    waiting = {future: job for job, future in ((job, submit(job)) for job in jobs)}
+    ended = distributed.as_completed(list(waiting))
+    try:
+        for future in ended:
+            job = waiting.pop(future)
+            if future.cancelled():
+                raise InputError(f"The connection to the scheduler {client.scheduler.address} is lost. All finished "
+                                 "rounds are kept: run the same command again to go on.")
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, distributed.KilledWorker):
+                # Dask counts every task that was assigned to a dead worker, even those that had not begun there.
+                if starts[job.name] < cluster.LIVES:
+                    again = submit(job)
+                    waiting[again] = job
+                    ended.add(again)
+                else:
+                    yield job.name, (f"its worker died {starts[job.name]} times without finishing a round; the system "
+                                     "may have killed it for its memory: use fewer workers")
+            elif error is not None:  # it could not even be loaded there
+                yield job.name, f"{type(error).__name__}: {error}"
+            else:
+                yield job.name, future.result()
+    finally:
+        if client.status == "running":
+            client.cancel(list(waiting), force=True)
+
+
+def run_job(topic: str, job: Job) -> str | None:
+    """The task: a run from wherever it is to its end, in a worker. Returns None, or why it failed."""
+    from ..config import Config
+    from ..launch import run_or_resume
+    from ..records import Record
+
+    worker = cluster.dask("distributed", "dask").get_worker()
+    who = {"point": job.name, "worker": worker.address}
+    if worker.state.nthreads != 1:
+        return cluster.too_wide(worker.address, worker.state.nthreads)
+
+    def tell(**what: Any) -> None:
+        worker.log_event(topic, {**who, **what})
+
+    def observe(seed: int, record: Record) -> None:
+        tell(seed=seed, round=record["round"], miou=record["miou"], n_labelled=record["n_labelled"])
+
+    tell(started=True)
+    directory = Path(job.directory)
+    try:
+        import yaml
+
+        run_or_resume(Config.load(yaml.safe_load(job.config)), directory, cluster.reporting(worker, topic, who),
+                      observe, cluster.WAIT_S)
+    except InputError as error:
+        return str(error)
+    except cluster.Unwanted:
+        raise
+    except Exception as error:
+        directory.mkdir(parents=True, exist_ok=True)  # it may have failed before there was one
+        file = directory / "error.txt"
+        file.write_text(traceback.format_exc())
+        return f"{type(error).__name__}: {error} (see {file})"
+    return None
