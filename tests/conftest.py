@@ -23,8 +23,8 @@ hypothesis.settings.load_profile("untimed")
 
 # Files that take seconds, slowest first, as measured. pytest-xdist hands out whole files (a module's fixtures are made
 # once then), by default those with most tests first: single long tests were left for the end, and cores stood idle.
-SLOW = ("shards", "camvid", "sweep", "stream_bench", "engine", "cli", "bench_round", "kernels_cuda", "kernels_cpu",
-        "selfcheck", "compile", "kill", "data_bench", "sizing", "train", "bench_scale", "device", "embed", "fold",
+SLOW = ("shards", "camvid", "sweep", "bench_stream", "rounds", "cli", "bench_round", "entropy_cuda", "entropy_cpu",
+        "selfcheck", "compile", "kill", "bench_data", "sizing", "train", "bench_scale", "device", "embed", "fold",
         "estimate", "bench_workers", "ingest", "conformance")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

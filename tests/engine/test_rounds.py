@@ -194,7 +194,7 @@ def test_hidden_labels_do_not_matter(make_folder, tmp_path):
 
 def test_adding_a_strategy_takes_a_function_and_a_line(tmp_path, monkeypatch):
     """What the README shows, run as it stands there."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (shown,) = re.findall(r"```python\n([^`]*STRATEGIES\[[^`]*)```", readme)
     monkeypatch.setattr(select, "STRATEGIES", dict(select.STRATEGIES))
     exec(shown, {})

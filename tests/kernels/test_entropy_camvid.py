@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_kernels_cuda import Kernels, check, needs_ptx
+from test_entropy_cuda import Kernels, check, needs_ptx
 
 from meal_gpu.kernels import SCORES, patch_entropy, reference
 from meal_gpu.kernels.entropy_cuda import THREADS, launch_plan

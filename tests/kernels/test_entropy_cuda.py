@@ -23,7 +23,7 @@ import torch
 from meal_gpu.kernels import entropy_cuda, reference
 from meal_gpu.kernels.entropy_cuda import OPTIONS, THREADS, Plan, Variant, launch_plan
 
-PTXRUN = Path(__file__).resolve().parents[2] / "shared" / "tools" / "ptxrun"
+PTXRUN = Path(__file__).resolve().parents[3] / "shared" / "tools" / "ptxrun"
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 FLAGS = ("-O3", *OPTIONS, "-ftz=true")  # -ftz=true is what CuPy adds
 
