@@ -1,14 +1,18 @@
 """Writes run directories that look like real ones, without training anything: street-like patches, curves that rise."""
 
+import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from meal_gpu.config import Config
+from meal_gpu.report import print_table, write_report
 
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign symbol", "fence", "car", "pedestrian",
            "bicyclist"]
@@ -171,3 +175,30 @@ def _write_gallery(folder: Path, number: int, ids: np.ndarray, picture: Picture,
     (folder / "gallery").mkdir(exist_ok=True)
     np.savez_compressed(folder / "gallery" / f"round-{number:02d}.npz", ids=ids, image=np.array(images),
                         truth=np.array(truths), prediction=np.array(predictions), entropy=np.array(entropies))
+
+
+SMALL = {"patch": (12, 16), "n_images": 20, "n_query": 4, "rounds": 2}
+SMALL_QUERY = {"query": {"n_informative": 20}}
+
+
+def small(path: Path, strategy: str = "meal", **changes: object) -> Path:
+    return write_run(path, strategy, **{**SMALL, "overrides": SMALL_QUERY, **changes})  # type: ignore[arg-type]
+
+
+def table(runs: list, width: int = 100) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(runs, console)
+    return console.export_text()
+
+
+def html(runs: list, out: Path) -> str:
+    return write_report(runs, out).read_text("utf-8")
+
+
+def records(run: Path, seed: int) -> list[dict]:
+    return [json.loads(line) for line in (run / f"seed-{seed}" / "rounds.jsonl").read_text().splitlines()]
+
+
+def words(text: str) -> str:
+    """What a reader sees: no scripts, no style, no tags (and so no pictures)."""
+    return re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL)

@@ -1,11 +1,11 @@
 """The real thing, small: CamVid with ImageNet weights, two rounds."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from camvid import thinned
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,18 +18,6 @@ from meal_gpu.records import read_rounds
 from meal_gpu.stages.predict import predict
 
 pytestmark = pytest.mark.camvid
-
-
-def thinned(root: Path, to: Path, every: int = 20) -> Path:
-    """Every ``every``-th image of CamVid, by links: the run stays real and takes seconds.
-
-    The 19 + 6 images of every twentieth are batches of 8, 8 and 3, from each of its sequences.
-    """
-    for folder in ("train", "trainannot", "val", "valannot"):
-        (to / folder).mkdir(parents=True)
-        for file in sorted((root / folder).iterdir())[::every]:
-            (to / folder / file.name).symlink_to(file)
-    return to
 
 
 def test_a_tiny_camvid_run(camvid_root, weights_file, tmp_path):

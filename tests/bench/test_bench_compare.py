@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import typer
 from rich.console import Console
-from test_bench_measure import CPU
+from tiny import CPU
 
 from meal_gpu import InputError, cli
 from meal_gpu.bench.commands import measured

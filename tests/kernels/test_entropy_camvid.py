@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_entropy_cuda import Kernels, check, needs_ptx
+from ptx import Kernels, check, needs_ptx
 
 from meal_gpu.kernels import SCORES, patch_entropy, reference
-from meal_gpu.kernels.entropy_cuda import THREADS, launch_plan
+from meal_gpu.kernels.entropy_cuda import launch_plan
 
 pytestmark = pytest.mark.camvid
 SIZE, GRID = (360, 480), (4, 4)
@@ -52,14 +52,8 @@ class TestCuda:
     def test_cuda_kernel(self, logits: torch.Tensor) -> None:
         x = logits.bfloat16().contiguous(memory_format=torch.channels_last)
         plan = launch_plan(tuple(x.shape), x.stride(), x.dtype, SIZE, GRID, "entropy", True, True)
-        module = Kernels("sm_90").compile([plan.variant]).modules[plan.variant]
-        raw = torch.as_strided(x, (x.numel(),), (1,)).view(torch.uint16).numpy()
-        partials, sums = np.full(plan.partials, np.nan), np.full((2, *GRID), np.nan, np.float32)
-        pixels = np.full((2, *SIZE), np.nan, np.float32)
-        module.launch(
-            plan.variant.name, plan.grid, THREADS, [raw, partials, pixels, *plan.scalars], shared=plan.shared_bytes
-        )
-        module.launch("sum_partials", plan.sum_grid, THREADS, [partials, sums, *plan.sum_scalars])
+        kernels = Kernels("sm_90").compile([plan.variant])
+        sums, pixels = kernels.run(x, SIZE, GRID)
         expected_sums, expected_pixels = reference.patch_entropy(x, SIZE, GRID)
         check(sums, expected_sums)
         check(pixels, expected_pixels)

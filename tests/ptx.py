@@ -1,0 +1,100 @@
+"""CUDA kernels without a GPU: nvcc makes PTX of them, and ptxrun executes the PTX on the CPU.
+
+What this does not prove: speed, and CuPy's behaviour on a device.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from meal_gpu.kernels import entropy_cuda
+from meal_gpu.kernels.entropy_cuda import OPTIONS, THREADS, Variant, launch_plan
+
+PTXRUN = Path(__file__).resolve().parents[2] / "shared" / "tools" / "ptxrun"
+FLAGS = ("-O3", *OPTIONS, "-ftz=true")  # -ftz=true is what CuPy adds
+
+AVAILABLE = PTXRUN.exists() and shutil.which("nvcc") is not None
+needs_ptx = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(
+        not AVAILABLE and os.environ.get("MEAL_GPU_REQUIRE_DATA") != "1",
+        reason=f"needs nvcc and the runner at {PTXRUN}",
+    ),
+]
+
+
+def runner() -> Any:
+    sys.path.insert(0, str(PTXRUN))
+    try:
+        import ptxrun
+    finally:
+        sys.path.remove(str(PTXRUN))
+    return ptxrun
+
+
+def load(source: str, arch: str, flags: tuple[str, ...] = FLAGS, **options: bool) -> Any:
+    """A module of the kernels in ``source``; ``race=True`` detects races, ``noise=True`` errs as far as PTX allows."""
+    return runner().Module(runner().nvcc(source, arch, flags), **options)
+
+
+def memory_of(x: torch.Tensor) -> np.ndarray:
+    """What a kernel finds at ``x``'s address, gaps between its rows included; 16-bit floats as uint16."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    memory = torch.as_strided(x, (extent,), (1,))
+    return (memory.view(torch.uint16) if x.dtype.itemsize == 2 else memory).numpy()
+
+
+def check(actual: np.ndarray, expected: torch.Tensor, rtol: float = 1e-5) -> None:
+    """Relative error of every element; what is below 1e-30 in the reference has underflown in float32 legitimately."""
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=rtol, atol=1e-30)
+
+
+class Kernels:
+    """Modules of variants of entropy.cu, compiled in parallel."""
+
+    def __init__(self, arch: str, **options: bool) -> None:
+        self.arch, self.options = arch, options
+        self.modules: dict[Variant, Any] = {}
+
+    def compile(self, variants: list[Variant], edit: Callable[[str], str] = lambda text: text) -> "Kernels":
+        def build(part: list[Variant]) -> None:
+            module = load(edit(entropy_cuda.source(part)), self.arch, **self.options)
+            self.modules.update(dict.fromkeys(part, module))
+
+        variants = sorted(set(variants), key=lambda v: (-v.classes, v.name))
+        parts = [p for p in (variants[i::4] for i in range(4)) if p]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(build, parts))
+        return self
+
+    def run(
+        self,
+        x: torch.Tensor,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        score: str = "entropy",
+        align: bool = True,
+        with_map: bool = True,
+        **order: Any,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Sums and map, by the two launches of the program's plan. Buffers begin as NaN: nothing may be left out."""
+        plan = launch_plan(tuple(x.shape), x.stride(), x.dtype, size, grid, score, align, with_map)
+        module = self.modules[plan.variant]
+        partials = np.full(plan.partials, np.nan)
+        pixels = np.full((x.shape[0], *size), np.nan, np.float32) if with_map else None
+        sums = np.full((x.shape[0], *grid), np.nan, np.float32)
+        arguments = [memory_of(x), partials, pixels, *plan.scalars]
+        self.stats = module.launch(
+            plan.variant.name, plan.grid, THREADS, arguments, shared=plan.shared_bytes, warn=False, **order
+        )
+        more = module.launch("sum_partials", plan.sum_grid, THREADS, [partials, sums, *plan.sum_scalars], **order)
+        self.stats = {key: self.stats[key] + more[key] for key in more}
+        return sums, pixels
