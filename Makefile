@@ -17,9 +17,13 @@ demo: $(VENV)/.base
 test: lint
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	rm -rf build/installed && mkdir -p build/installed
+	cp -R meal_gpu build/installed && cp -R kernels bench build/installed/meal_gpu
+	cd build/installed && ../../$(BIN)/lint-imports --no-logo --no-cache ../../pyproject.toml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo

@@ -278,22 +278,6 @@ def test_with_the_extra_and_without_a_device():
 # --- without the extra ------------------------------------------------------------------------------------------------
 
 
-def test_each_library_is_imported_in_one_file():
-    homes: dict[str, set[str]] = {}
-    for file in (path for folder in ("kernels", "meal_gpu", "bench") for path in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
-                [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else [])
-            for module in modules:
-                homes.setdefault(module.split(".")[0], set()).add(str(file.relative_to(ROOT)))
-    assert homes["cuml"] == {"meal_gpu/machine/rapids.py"}
-    assert homes["cupy"] == {"kernels/entropy_cuda.py"}
-    assert homes["umap"] <= {"meal_gpu/stages/embed.py", "bench/parts/embed.py"}  # a benchmark compares
-    assert len(homes.get("nvidia", ())) <= 1
-    assert homes["dask"] | homes.get("dask_cuda", set()) == {"meal_gpu/sharding/cluster.py"}
-    assert not {"rmm", "cudf"} & set(homes)
-
-
 IMPORT_EVERYTHING = """
 import importlib, importlib.abc, pkgutil, sys
 

@@ -26,10 +26,10 @@ from meal_gpu.stages.evaluate import Score
 from meal_gpu.stages.select import PoolView, represent
 from meal_gpu.stages.train import patch_loss
 
-from ..parts.kernels import full_resolution, upsample
 from ..result import WrongResultError
 from ..subjects.ground import Ground, evaluate_part, maps_of, read_all, scores_of
 from ..subjects.research import Research
+from .entropy import full_resolution, upsample
 
 FEW = 4
 """Images that the slow baselines get."""

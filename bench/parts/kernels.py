@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from meal_gpu.kernels import cost, patch_entropy, reference
 from meal_gpu.planning.roofline import Roofs, Work
 
+from ..baselines.entropy import full_resolution, logsumexp_form, upsample
 from ..result import Baseline, Result, Stage, WrongResultError, baseline, stage
 from ..timing.measure import CPU, Calibration, Effort, enough_copies, interleaved, rotating
 from ..timing.memory import peak
@@ -50,31 +50,6 @@ CASES = (
     Case("Cityscapes image", (1, 19, 256, 512), (1024, 2048), (4, 4)),
     Case("64 CamVid patches", (64, 11, 23, 30), (90, 120), (1, 1)),
 )
-
-
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
-
-
-def full_resolution(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Entropy of full-resolution logits, summed per patch, as one writes it: the paper's equation 1, step by step."""
-    log_p = F.log_softmax(x, 1)
-    entropy = -(log_p.exp() * log_p).sum(1)
-    (B, H, W), (rows, cols) = entropy.shape, grid
-    ph, pw = H // rows, W // cols
-    return entropy[:, : rows * ph, : cols * pw].reshape(B, rows, ph, cols, pw).sum((2, 4))
-
-
-def logsumexp_form(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The same with log S - T / S, which a compiler can fuse into fewer passes."""
-    m = x.amax(1, keepdim=True)
-    d = x - m
-    e = d.exp()
-    S = e.sum(1)
-    entropy = S.log() - (d * e).sum(1) / S
-    (B, H, W), (rows, cols) = entropy.shape, grid
-    ph, pw = H // rows, W // cols
-    return entropy[:, : rows * ph, : cols * pw].reshape(B, rows, ph, cols, pw).sum((2, 4))
 
 
 def alternatives(case: Case) -> dict[str, Alternative]:

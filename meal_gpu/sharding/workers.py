@@ -12,7 +12,7 @@ from ..timing import Progress
 from . import cluster
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from .cluster import Client
 
 KEPT = "All finished rounds are kept: go on with meal-gpu run --resume."
 

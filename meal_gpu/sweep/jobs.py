@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..sharding import cluster
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from ..sharding.cluster import Client
 
 Event = dict[str, Any]
 """What a run tells: ``point``, ``worker``, and ``round`` with a finished one's numbers, or ``stage, done, total``."""

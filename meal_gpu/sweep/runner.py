@@ -28,7 +28,7 @@ from .jobs import Job, run_jobs
 from .live_table import Board
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from ..sharding.cluster import Client
 
 
 def sweep(points: Sequence[Point], directory: str | Path, console: Console, workers: int | None = None,
