@@ -213,13 +213,19 @@ def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of 
 
 
 @app.command("kernels")
-def kernels(seconds: SecondsOption = 4.0, json_: JsonOption = None, compare: CompareOption = None,
-            tolerance: ToleranceOption = "10%", out: PageOption = None) -> None:
+def kernels(seconds: SecondsOption = 4.0,
+            device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cuda or cpu.")] = "auto",
+            json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+            out: PageOption = None) -> None:
     """The patch-entropy kernel against the eager chain and torch.compile, beside the machine's roof."""
+    from meal_gpu.config import Config
+    from meal_gpu.machine.backend import resolve
+
     from .parts import kernels
     from .timing.measure import Effort
 
-    measured(lambda: kernels.run(Effort(seconds)), json_, compare, tolerance, out)
+    chosen = resolve(Config.load({}, [f"device={device}", "query.strategy=entropy"])).device
+    measured(lambda: kernels.run(Effort(seconds), device=chosen), json_, compare, tolerance, out)
 
 
 @app.command("compare")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+    return F.interpolate(x.float(), size=size, mode="bilinear", align_corners=True)
 
 
 def full_resolution(x: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -50,6 +50,11 @@ CASES = (
     Case("Cityscapes image", (1, 19, 256, 512), (1024, 2048), (4, 4)),
     Case("64 CamVid patches", (64, 11, 23, 30), (90, 120), (1, 1)),
 )
+CUDA_CASES = (
+    Case("16 images 512x1024", (16, 19, 128, 256), (512, 1024), (4, 4), "bfloat16"),
+    Case("8 images 1024x2048", (8, 19, 256, 512), (1024, 2048), (4, 4), "bfloat16"),
+)
+"""A GPU besides scores batches, in its network's precision: a single image is over before it is busy."""
 
 
 def alternatives(case: Case) -> dict[str, Alternative]:
@@ -110,8 +115,9 @@ def run_case(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
 
 def run(effort: Effort = KERNEL_EFFORT, cases: Sequence[Case] | None = None,
         device: torch.device = CPU) -> Result:
-    """Measure the roofs and all cases, `CASES` if none are given."""
-    cases = CASES if cases is None else cases
+    """Measure the roofs and all cases: `CASES` if none are given, and on CUDA `CUDA_CASES` besides."""
+    if cases is None:
+        cases = CASES if device.type == "cpu" else CASES + CUDA_CASES
     roofs, calibration = measure_roofs(device, torch.float32), Calibration(device)
     return Result(part="kernels", subject="the score kernel", settings={"cases": [asdict(case) for case in cases]},
                   machine=card(), device=str(device), roofs=roofs,
