@@ -1,28 +1,40 @@
 """MEAL: which image patches to label next.
 
-`run` and `Config` do what the command line does; the stages are public functions of their modules.
+`run` and `resume` do what the command line does, `load_run` reads what they leave. `STRATEGIES` takes a `Strategy` of
+your own: a function of a `PoolView`. ``kernels.patch_entropy`` scores logits.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .config import Config
-from .errors import InputError
-
 if TYPE_CHECKING:
+    from . import kernels
+    from .config import Config
+    from .errors import InputError, LabelsMissingError
     from .launch import resume, run
+    from .network.model import DeepLabV3Plus
+    from .report import load_run
     from .stages.pool import Pool
+    from .stages.select import STRATEGIES, PoolView, Strategy
 
-__all__ = ["Config", "InputError", "Pool", "resume", "run"]
+__all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Pool", "PoolView", "Strategy",
+           "kernels", "load_run", "resume", "run"]
+
+_HOMES = {
+    "Config": "config", "InputError": "errors", "LabelsMissingError": "errors", "resume": "launch", "run": "launch",
+    "DeepLabV3Plus": "network.model", "load_run": "report", "Pool": "stages.pool", "STRATEGIES": "stages.select",
+    "PoolView": "stages.select", "Strategy": "stages.select",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs PyTorch only when it is asked for: ``meal-gpu --help`` should not wait for it."""
-    if name in ("run", "resume"):
-        from . import launch
+    """Import a name when it is asked for: PyTorch takes seconds, and ``meal-gpu --help`` should not wait for it."""
+    if name == "kernels":
+        return import_module(".kernels", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'meal_gpu' has no attribute '{name}'")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
 
-        return getattr(launch, name)
-    if name == "Pool":
-        from .stages.pool import Pool
 
-        return Pool
-    raise AttributeError(f"module 'meal_gpu' has no attribute '{name}'")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

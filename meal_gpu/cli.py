@@ -19,7 +19,7 @@ from .bench.commands import app as bench
 from .config import Config
 from .configfile import shipped
 from .display import Display
-from .errors import InputError
+from .errors import InputError, LabelsMissingError
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -195,7 +195,6 @@ def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
 
 def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -> None:
     """Show a run as it goes, then its summary and where its report is."""
-    from .engine.oracle import LabelsMissingError
     from .report import load_run, print_table
 
     try:

@@ -1,11 +1,20 @@
-"""The one exception a user is meant to read: what was given, what is allowed, what to do."""
+"""The exceptions that a user is meant to read: what was given, what is allowed, what to do."""
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(Exception):
     """Bad input or configuration; the command line prints the message alone and exits with code 2."""
+
+
+class LabelsMissingError(Exception):
+    """People have not labelled all of a query yet; the run stops and goes on with ``--resume``."""
+
+    def __init__(self, directory: Path, missing: int, wanted: int) -> None:
+        self.directory, self.missing, self.wanted = directory, missing, wanted
+        super().__init__(f"{missing} of {wanted} masks are missing in {directory}")
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

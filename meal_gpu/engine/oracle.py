@@ -14,17 +14,9 @@ from torch import Tensor
 from ..data.datasets import INVALID
 from ..data.frames import as_tensor
 from ..data.imagefile import read_mask
-from ..errors import InputError
+from ..errors import InputError, LabelsMissingError
 from ..files import write_atomic
 from ..grid import Grid
-
-
-class LabelsMissingError(Exception):
-    """People have not labelled all of a query yet; the run stops and goes on with ``--resume``."""
-
-    def __init__(self, directory: Path, missing: int, wanted: int) -> None:
-        self.directory, self.missing, self.wanted = directory, missing, wanted
-        super().__init__(f"{missing} of {wanted} masks are missing in {directory}")
 
 
 class Oracle(Protocol):

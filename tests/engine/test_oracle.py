@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import noise
 
-from meal_gpu.engine.oracle import LabelsMissingError, PeopleOracle, SimulatedOracle
-from meal_gpu.errors import InputError
+from meal_gpu.engine.oracle import PeopleOracle, SimulatedOracle
+from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.grid import Grid
 
 GRID = Grid(2, 3, 17, 25)  # patches of 8 x 8, a remainder on both axes

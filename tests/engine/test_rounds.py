@@ -15,9 +15,9 @@ from tiny import tiny_config
 
 from meal_gpu.config import Config
 from meal_gpu.engine.experiment import prepare
-from meal_gpu.engine.oracle import LabelsMissingError, SimulatedOracle
+from meal_gpu.engine.oracle import SimulatedOracle
 from meal_gpu.engine.rounds import initial_patches, run_seed
-from meal_gpu.errors import InputError
+from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.launch import resume, run
 from meal_gpu.records import read_rounds
 from meal_gpu.stages import select
