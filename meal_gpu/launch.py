@@ -150,7 +150,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         "placement": experiment.placement.images,
         "placement_reason": experiment.placement.reason,
         "scoring": f"sharded, {len(experiment.shards.ranges)} parts" if experiment.shards else "local",
-        "features_cached": bool(experiment.frozen_features and experiment.frozen_features.cache),
+        "features_cached": bool(experiment.train.frozen and experiment.train.frozen.cache),
         "backends": {"umap": experiment.backend.umap, "kmeans": experiment.backend.kmeans,
                      "loader": experiment.backend.loader, "streaming": experiment.backend.stream},
         "dataset": {

@@ -39,7 +39,7 @@ def test_a_tiny_camvid_run(camvid_root, weights_file, tmp_path):
     experiment = prepare(config)
     model = experiment.new_model(0, 0)
     model.load_state_dict(load_file(directory / "seed-0" / "model.safetensors"))
-    features = experiment.features(model.eval())
+    features = experiment.train.features(model.eval())
     with torch.no_grad(), experiment.backend.autocast():
         logits = model.logits(*next(features.read(model, [torch.arange(2)]))).float()
     for score in SCORES:
@@ -61,12 +61,12 @@ def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_pat
     ways = {"resident": ["data.placement=resident"], "streamed": ["data.placement=streamed"],
             "by DALI": ["data.placement=streamed", "data.loader=dali"]}
     experiments = {way: prepare(Config.load("camvid", [*overrides, *asked])) for way, asked in ways.items()}
-    held, streamed = experiments["resident"].frames, experiments["streamed"].frames
+    held, streamed = experiments["resident"].train.frames, experiments["streamed"].train.frames
     assert isinstance(held, HeldFrames)
     assert isinstance(streamed, HeldFrames)
     assert held.mapped is None
     assert streamed.mapped is experiments["streamed"].stores.train.images
-    assert isinstance(experiments["by DALI"].frames, StreamedFrames)
+    assert isinstance(experiments["by DALI"].train.frames, StreamedFrames)
     store, grid = experiments["streamed"].stores.train, held.images_grid
     tiled = FrameReader((360, 480), (4, 4), False, held.device, 4)
     patches = torch.cat([part.flatten(0, 1) for part in tiled.read([[row] for row in store.images])])
@@ -80,7 +80,7 @@ def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_pat
                        patches)
 
     model = experiments["streamed"].new_model(0, 0).eval()
-    scores = [predict(model, experiment.features(model), {"score"}, "entropy", experiment.backend).score
+    scores = [predict(model, experiment.train.features(model), {"score"}, "entropy", experiment.backend).score
               for experiment in experiments.values()]
     assert all(torch.equal(scores[0], other) for other in scores[1:])
     assert scores[0].std() > 0

@@ -197,9 +197,9 @@ def test_a_query_reads_once(tmp_path, monkeypatch, strategy, frozen, allowed, se
     experiment = prepare(tiny_config(tmp_path, **{"query.strategy": strategy, "query.selector": selector,
                                                   "model.freeze_backbone": frozen}))
     experiment.backend = dataclasses.replace(experiment.backend, kmeans="cuml")
-    experiment._embeddings[0] = plane
+    experiment.embeddings.fitted[0] = plane
     if frozen:
-        experiment.pretrained_vectors  # noqa: B018  once in a run
+        experiment.embeddings.vectors  # noqa: B018  once in a run
     pool, ids = experiment.new_pool(), initial_patches(experiment, 0)
     pool.reveal(ids, torch.zeros(len(ids), 32, 32, dtype=torch.uint8))
     model = experiment.new_model(0, 0)

@@ -189,7 +189,7 @@ def research_evaluation(ground: Ground) -> Rival:
     features, masks = ground.val_part(len(images))
 
     def score(of: Research) -> Score:
-        return Score.of(of.confusion(plain, images, ground.experiment.num_classes))
+        return Score.of(of.confusion(plain, images, len(ground.experiment.class_names)))
 
     def error(of: Ground) -> float:
         theirs = score(ground.alike(images, val=True))

@@ -73,7 +73,7 @@ def _phase(name: str, root: str, size: Sequence[int], budget_gb: float) -> tuple
             raise RuntimeError(f"{budget_gb} GB hold this pool: nothing would be streamed")
         model = experiment.new_model(0, 0)
         start = time.perf_counter()
-        predict(model, experiment.features(model), {"score"}, "entropy", experiment.backend)
+        predict(model, experiment.train.features(model), {"score"}, "entropy", experiment.backend)
     return time.perf_counter() - start, before, resident("VmHWM") or 0
 
 

@@ -71,14 +71,14 @@ class Ground:
             raise InputError("This pool has no masks: a round cannot be measured without labels. Use a labelled data "
                              "set; its throughput is that of any pool of equal size.")
         grid, device = experiment.grid, experiment.backend.device
-        frames_at_once = 3 * batch_size(experiment.frames)
-        wanted = max(2, math.ceil(frames_at_once / experiment.frames.per_image))
+        frames_at_once = 3 * batch_size(experiment.train.frames)
+        wanted = max(2, math.ceil(frames_at_once / experiment.train.frames.per_image))
 
         n, frozen = min(wanted, len(train_store.names)), config.model.freeze_backbone
         n_val = min(wanted, len(val.names)) if val is not None and val.masks is not None else 0
         frames = part_of(experiment, train_store.images[:n])
         model = experiment.new_model(config.seeds[0], 0)
-        cached = frozen and (experiment.frozen_features is None or experiment.frozen_features.cache is not None)
+        cached = frozen and (experiment.train.frozen is None or experiment.train.frozen.cache is not None)
         features = Features.of(frames, model, experiment.backend, cached)
         val_features = val_masks = None
         if n_val and val is not None and val.masks is not None:
@@ -88,9 +88,9 @@ class Ground:
         order = torch.randperm(n * grid.cells, generator=generator(config.seeds[0], 0, "bench"))
         ids = order[: min(TRAINED, len(order))]
         labels = SimulatedOracle(train_store.masks, grid).label(0, ids)
-        vectors = experiment.pretrained_vectors
+        vectors = experiment.embeddings.vectors
         phi = fit(vectors, config.umap, derive(config.seeds[0], 0, "umap") % 2**32, experiment.backend.umap)
-        network = Network.of(config, experiment.num_classes, experiment.backend.dtype)
+        network = Network.of(config, len(experiment.class_names), experiment.backend.dtype)
         ground = cls(experiment, folder, n, n_val, model, frames, features, val_features, val_masks, ids.to(device),
                      labels.to(device), network, vectors, phi)
         ground.learn(model, len(ids), epochs=4)
@@ -202,7 +202,7 @@ def scores_of(ground: Ground, features: Features) -> Tensor:
 
 
 def evaluate_part(ground: Ground, features: Features, masks: HeldFrames) -> Score:
-    return evaluate(ground.model, features, masks, ground.experiment.num_classes, ground.experiment.backend)
+    return evaluate(ground.model, features, masks, len(ground.experiment.class_names), ground.experiment.backend)
 
 
 def labelled_patches(ground: Ground) -> tuple[int, int]:

@@ -1,4 +1,6 @@
 """Algorithm 1: the rounds, the query procedure, and who labels.
 
-Stands on `stages`, `sharding` and `planning`; nothing here knows of run directories' begin and end (`meal_gpu.launch`).
+`rounds` is Algorithm 1, `acquire` its query procedure, `oracle` who labels. `experiment` makes ready what they work on
+(`feasible`, `splits`, `embeddings`); `outputs` writes what a round leaves. Stands on `stages`, `sharding` and
+`planning`; how a run begins and ends is `meal_gpu.launch`'s.
 """

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..config import QueryConfig
 from ..errors import InputError
 from ..network.model import DeepLabV3Plus
 from ..randomness import derive, generator
@@ -12,7 +13,7 @@ from ..sharding.shards import Sharded
 from ..stages.embed import fit
 from ..stages.pool import Pool
 from ..stages.predict import Predictions
-from ..stages.select import PoolView
+from ..stages.select import PoolView, Strategy
 from ..timing import StageClock
 from .experiment import Experiment
 
@@ -38,19 +39,18 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     Raises `InputError` where the network's output is not finite, naming the round and the image.
     """
     with clock.stage("score"):
-        seen = experiment.look(model, _needs(experiment), pool.free)
+        seen = experiment.look(model, _needs(experiment.strategy), pool.free)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = experiment.strategy.choose(view, experiment.config.query.n_query)
-        ids, scores = _read(ids, view.free, seen, experiment, k)
+        ids, scores = _read(ids, seen, pool, experiment.config.query, k)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
     return Query(ids, scores, embedded)
 
 
-def _needs(experiment: Experiment) -> set[str]:
-    """Of a pass over the pool."""
-    needs = set(experiment.strategy.needs)
-    return needs | {"features"} if "embedding" in needs else needs
+def _needs(strategy: Strategy) -> set[str]:
+    """Of a pass over the pool: what is embedded are features."""
+    return {*strategy.needs, "features"} if "embedding" in strategy.needs else set(strategy.needs)
 
 
 def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
@@ -66,24 +66,24 @@ def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
 
     def place(candidates: Tensor) -> Tensor:
         with clock.stage("embed"):
-            phi = experiment.embedding(seed)
+            phi = experiment.embeddings.of(seed)
             embedded["points"] = phi.points
             if phi.ids is not None:
                 embedded["point_ids"] = phi.ids
             elif config.model.freeze_backbone:  # the pool is closed and its vectors are constants: look them up
                 return remember(candidates, phi.points[candidates])
-            _check_finite(seen, experiment, k)
+            _check_finite(seen, pool, k)
             return remember(candidates, phi.place(seen.rows("features", candidates)))
 
     def fit_alone(candidates: Tensor) -> Tensor:
-        _check_finite(seen, experiment, k)
+        _check_finite(seen, pool, k)
         with clock.stage("embed"):
             vectors = seen.rows("features", candidates)
             alone = fit(vectors, config.umap, derive(seed, k, "umap") % 2**32, experiment.backend.umap)
             return remember(candidates, alone.points)
 
     view = PoolView(
-        image=ids // experiment.grid.cells, cell=ids % experiment.grid.cells,
+        image=ids // pool.grid.cells, cell=ids % pool.grid.cells,
         free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids), labelled=~pool.free, query=config.query,
         score=seen.score, features=seen.features, probabilities=seen.probabilities, best=seen.best,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
@@ -94,17 +94,17 @@ def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
     return view, embedded
 
 
-def _check_finite(seen: Seen, experiment: Experiment, k: int) -> None:
+def _check_finite(seen: Seen, pool: Pool, k: int) -> None:
     """Before anything is embedded: the libraries take no NaN. They wait for the device anyway."""
-    _raise_bad(int(seen.bad(experiment.backend.device)), experiment, k)
+    _raise_bad(int(seen.bad(pool.device)), pool, k)
 
 
-def _read(ids: Tensor, free: Tensor, seen: Seen, experiment: Experiment, k: int) -> tuple[Tensor, Tensor | None]:
+def _read(ids: Tensor, seen: Seen, pool: Pool, query: QueryConfig, k: int) -> tuple[Tensor, Tensor | None]:
     """The one transfer of a query: ids and scores ``[n]`` on the host, checked there. Nothing before waits.
 
     Unless the strategy embeds, that is: UMAP waits in its library.
     """
-    wanted, name = experiment.config.query.n_query, experiment.config.query.strategy
+    wanted, name, free = query.n_query, query.strategy, pool.free
     if ids.shape != (wanted,):
         raise ValueError(f"strategy '{name}' must return {wanted} patch ids, and returned {list(ids.shape)}")
     inside = (ids >= 0) & (ids < len(free))
@@ -114,15 +114,15 @@ def _read(ids: Tensor, free: Tensor, seen: Seen, experiment: Experiment, k: int)
     # float64 holds ids and float32 scores exactly.
     bad = seen.bad(ids.device).double().view(1)
     *read, found = torch.cat([ids.double(), scores.double(), may, bad]).tolist()
-    _raise_bad(int(found), experiment, k)
+    _raise_bad(int(found), pool, k)
     asked = list(map(int, read[:wanted]))
     if len(set(asked)) != wanted or not all(read[2 * wanted :]):
         raise ValueError(f"strategy '{name}' must return {wanted} distinct free patch ids, and returned {asked}")
     return torch.tensor(asked), None if seen.score is None else torch.tensor(read[wanted : 2 * wanted])
 
 
-def _raise_bad(patch: int, experiment: Experiment, k: int) -> None:
+def _raise_bad(patch: int, pool: Pool, k: int) -> None:
     if patch >= 0:
-        image = experiment.stores.train.names[experiment.grid.split(patch)[0]]
+        image = pool.names[pool.grid.split(patch)[0]]
         raise InputError(f"Round {k}: the network's output for image {image} is not finite: training diverged. "
                          "Lower train.lr, or use model.precision: float32; the rounds before are kept.")

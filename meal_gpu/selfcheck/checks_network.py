@@ -15,7 +15,8 @@ from ..config import Config, ModelConfig
 from ..engine.acquire import acquire
 from ..engine.experiment import Experiment, prepare
 from ..engine.oracle import SimulatedOracle
-from ..engine.rounds import ids_of, initial_patches, run_seed
+from ..engine.outputs import ids_of
+from ..engine.rounds import initial_patches, run_seed
 from ..machine.backend import Backend, resolve
 from ..machine.transfers import Transfers
 from ..network.fold import foldable
@@ -111,7 +112,7 @@ def _compiled(device: torch.device, way: str, most: float) -> Finding:
 def _trained(experiment: Experiment, backend: Backend) -> tuple[DeepLabV3Plus, float, Tensor]:
     """A network after two steps with dropout, its mean loss, and its scores. Nothing is cached."""
     model, device = experiment.new_model(0, 0), backend.device
-    features = replace(experiment.features(model), backend=backend, cache=None)
+    features = replace(experiment.train.features(model), backend=backend, cache=None)
     ids, grid = initial_patches(experiment, 0)[:8], experiment.grid
     labels = torch.randint(0, 2, (8, grid.patch_height, grid.patch_width), generator=outcome.draw(), dtype=torch.uint8)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
@@ -121,7 +122,7 @@ def _trained(experiment: Experiment, backend: Backend) -> tuple[DeepLabV3Plus, f
 
 
 def _scores(experiment: Experiment, model: DeepLabV3Plus, backend: Backend) -> Tensor:
-    features = replace(experiment.features(model), backend=backend, cache=None)
+    features = replace(experiment.train.features(model), backend=backend, cache=None)
     score = predict(model, features, {"score"}, "entropy", backend).score
     assert score is not None
     return score

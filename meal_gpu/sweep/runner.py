@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..config import Config, DataConfig
 from ..data.datasets import Dataset, open_dataset
-from ..engine.experiment import check_feasible
+from ..engine.feasible import check_feasible
 from ..errors import InputError
 from ..files import write_atomic
 from ..launch import check_same_run, finished

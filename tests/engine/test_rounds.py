@@ -224,7 +224,7 @@ def test_output_that_is_not_finite_names_round_and_image(tmp_path):
     experiment = prepare(tiny_config(tmp_path, **{"query.strategy": "entropy"}))
     poisoned = next(i for i in range(len(experiment.stores.train.names))
                     if i * experiment.grid.cells not in initial_patches(experiment, 0))
-    experiment.frozen_features.cache[1][poisoned] = torch.nan
+    experiment.train.frozen.cache[1][poisoned] = torch.nan
     (tmp_path / "seed-0").mkdir()
     oracle = SimulatedOracle(experiment.stores.train.masks, experiment.grid)
     name = experiment.stores.train.names[poisoned]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_config, tiny_model
 
 from meal_gpu.data.frames import HeldFrames
-from meal_gpu.engine import experiment as experiment_module
+from meal_gpu.engine import embeddings
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.engine.rounds import initial_patches
@@ -153,28 +153,26 @@ def test_a_large_pool_is_embedded_by_a_sample(tmp_path, monkeypatch):
 
     In place of UMAP, which would compile for seconds, the first two columns.
     """
-    monkeypatch.setattr(experiment_module, "fit", lambda vectors, *args: Embedding(vectors[:, :2],
+    monkeypatch.setattr(embeddings, "fit", lambda vectors, *args: Embedding(vectors[:, :2],
                                                                                    lambda more: more[:, :2] + 1))
     config = tiny_config(tmp_path, **{"umap.fit_at_most": 20, "data.loader": "torchvision"})
     experiment = prepare(config)
     queries, planes = [], []
     for sharded in (False, True):
-        experiment._embeddings.clear()
-        experiment.__dict__.pop("_pretrained", None)
-        experiment.__dict__.pop("pretrained_vectors", None)
+        experiment.__dict__.pop("embeddings", None)
         if sharded:
             experiment.shards = Shards.of(Here(), config, experiment.backend, experiment.stores.train.path,
-                                          experiment.frames, experiment.frozen_features.batch, even(6, 3))
+                                          experiment.train.frames, experiment.train.frozen.batch, even(6, 3))
         pool, ids = experiment.new_pool(), initial_patches(experiment, 0)
         pool.reveal(ids, torch.zeros(len(ids), 32, 32, dtype=torch.uint8))
         query = acquire(experiment, pool, experiment.new_model(0, 0), 0, 0, StageClock(CPU))
         queries.append((query.ids.tolist(), query.scores.tolist()))
         planes.append(query.embedded)
-        assert experiment.embedding(0).ids.tolist() == sorted(set(experiment.embedding(0).ids.tolist()))
+        assert experiment.embeddings.of(0).ids.tolist() == sorted(set(experiment.embeddings.of(0).ids.tolist()))
     assert queries[0] == queries[1]
     assert all(torch.equal(planes[0][name], planes[1][name]) for name in planes[0])
     assert planes[0]["points"].shape == (20, 2)
-    vectors = experiment.pretrained_vectors
+    vectors = experiment.embeddings.vectors
     assert torch.equal(planes[0]["points"], vectors[planes[0]["point_ids"]][:, :2])
     assert torch.equal(planes[0]["round_0_points"], vectors[planes[0]["round_0_candidates"]][:, :2] + 1)
     experiment.shards.close()

@@ -68,22 +68,21 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
         pool, masks = experiment.new_pool(), experiment.stores.train.masks
         ids = initial_patches(experiment, 0)
         pool.reveal(ids, SimulatedOracle(masks, experiment.grid).label(0, ids))
-        experiment.val_frames = None
+        experiment.val = None
         model, _ = learn(experiment, pool, 0, 0, StageClock(CPU))
         experiments.append((experiment, pool, model))
 
     def queries():
         found = []
         for experiment, pool, model in experiments:
-            for name in ("entropy", "own") if experiment.frozen_features else ("entropy",):
+            for name in ("entropy", "own") if experiment.train.frozen else ("entropy",):
                 experiment.strategy = find_strategy(name)
                 query = acquire(experiment, pool, model, 0, 0, StageClock(CPU))
                 found.append((query.ids.numpy().tobytes(),
                               None if query.scores is None else query.scores.numpy().tobytes()))
             # What Φ is fitted on and places: UMAP itself would take longer than everything else.
-            for name in ("_pretrained", "pretrained_vectors"):
-                experiment.__dict__.pop(name, None)
-            found.append(experiment.pretrained_vectors.numpy().tobytes())
+            experiment.__dict__.pop("embeddings", None)
+            found.append(experiment.embeddings.vectors.numpy().tobytes())
         return found
 
     expected = queries()
@@ -95,9 +94,9 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
                 client.wait_for_workers(n)
                 workers = Workers(nullcontext(client))
                 for experiment, _, _ in experiments:
-                    features = experiment.frozen_features or experiment.features(experiment.pretrained)
+                    features = experiment.train.frozen or experiment.train.features(experiment.pretrained)
                     experiment.shards = Shards.of(workers, experiment.config, experiment.backend,
-                                                  experiment.stores.train.path, experiment.frames, features.batch)
+                                                  experiment.stores.train.path, experiment.train.frames, features.batch)
                     assert len(experiment.shards.ranges) == n
                 assert queries() == expected
 

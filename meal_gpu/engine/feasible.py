@@ -1,0 +1,33 @@
+"""Whether a data set has what a run asks of it: enough patches, and labels or somebody who gives them."""
+
+from ..config import Config
+from ..data.datasets import Dataset
+from ..errors import InputError
+
+
+def check_feasible(config: Config, dataset: Dataset) -> None:
+    """Raise `InputError` for a run that asks for more patches, or for other labels, than the data set has."""
+    _check_budget(config, len(dataset.train))
+    _check_oracle(config, dataset)
+
+
+def _check_budget(config: Config, n_images: int) -> None:
+    query, cells = config.query, config.data.tiling().cells
+    if query.n_initial_images > n_images:
+        raise InputError(f"query.n_initial_images is {query.n_initial_images}, and the pool has {n_images} images.")
+    initial = (query.n_initial_images or n_images) * cells
+    wanted = initial + query.rounds * query.n_query
+    if wanted > n_images * cells:
+        raise InputError(
+            f"The run asks for {initial} initial patches and {query.rounds} rounds of {query.n_query}, {wanted} in "
+            f"all, but the pool has {n_images} images x {cells} = {n_images * cells} patches. Lower query.rounds, "
+            "query.n_query or query.n_initial_images, or use a finer data.grid.")
+
+
+def _check_oracle(config: Config, dataset: Dataset) -> None:
+    people = config.query.oracle == "people"
+    if people and len(config.seeds) > 1:
+        raise InputError(f"query.oracle is 'people' and seeds are {config.seeds}: people label one run. Give one seed.")
+    if not people and dataset.train[0].mask is None:
+        raise InputError("The pool has no masks to simulate an oracle with. Give data.masks, or use query.oracle: "
+                         "people.")

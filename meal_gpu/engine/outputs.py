@@ -1,0 +1,104 @@
+"""What a round leaves in its seed's directory: its line of ``rounds.jsonl``, the network, and what the report draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import write_atomic
+from ..grid import Grid
+from ..network.model import DeepLabV3Plus
+from ..records import Record, update_arrays
+from ..stages.evaluate import Score
+from ..stages.pool import Pool
+from ..stages.predict import PatchMaps
+from ..stages.train import History
+from ..timing import StageClock, peak_bytes
+from .acquire import Query
+
+
+def line(k: int, pool: Pool, history: History[Score], class_names: Sequence[str], queried: list[Record],
+         next_query: list[Record], clock: StageClock) -> Record:
+    """The line of round k: what it revealed, what came of it, and what is asked for next."""
+    return {
+        "round": k, "n_labelled": len(pool.labelled_ids), "fraction": pool.fraction,
+        **results(history, class_names), "queried": queried, "next_query": next_query,
+        "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+        "peak_bytes": peak_bytes(pool.device),
+    }
+
+
+def results(history: History[Score], class_names: Sequence[str]) -> Record:
+    """The numbers of a training, by class name."""
+
+    def by_name(score: Score | None) -> dict[str, float | None] | None:
+        return None if score is None else dict(zip(class_names, score.iou, strict=True))
+
+    best, last = history.best, history.last
+    return {
+        "miou": best.miou if best else None, "iou": by_name(best), "best_epoch": history.best_epoch,
+        "last": {"miou": last.miou if last else None, "iou": by_name(last)},
+        "history": history.epochs,
+    }
+
+
+def describe(chosen: Query, grid: Grid, names: Sequence[str]) -> list[Record]:
+    """Patches as people and tools find them: id, image, row, col, box, score."""
+    ids = chosen.ids.tolist()
+    scores = [None] * len(ids) if chosen.scores is None else chosen.scores.tolist()
+    return [{"id": patch, **grid.describe(patch, names), "score": score}
+            for patch, score in zip(ids, scores, strict=True)]
+
+
+def ids_of(patches: list[Record]) -> Tensor:
+    """int64 ``[n]``"""
+    return torch.tensor([patch["id"] for patch in patches], dtype=torch.int64)
+
+
+def check_same_images(record: Record, grid: Grid, names: Sequence[str]) -> None:
+    """Raise `InputError` where a record's patches are not in the images that it names: the data set has changed."""
+    for patch in record["queried"] + record["next_query"]:
+        image, _ = grid.split(patch["id"])
+        now = names[image] if image < len(names) else "nothing"
+        if now != patch["image"]:
+            raise InputError(f"The data set is not the one of this run: round {record['round']} names a patch of image "
+                             f"{patch['image']}, and {now} is there now. Restore the images to go on, or start a new "
+                             "run.")
+
+
+def keep_embedding(chosen: Query, k: int, directory: Path) -> None:
+    """Where round k found its query in the plane of the pool; nothing where it did not embed."""
+    if chosen.embedded:
+        arrays = {name: value.cpu().numpy() for name, value in chosen.embedded.items()}
+        update_arrays(directory / "embedding.npz", {**arrays, f"round_{k}_chosen": chosen.ids.numpy()})
+
+
+def keep_pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid, k: int, directory: Path) -> None:
+    """Patches that round k will reveal, out of ``images`` uint8 ``[n, H, W, 3]``, and what the network says of them."""
+    places = [(patch // grid.cells, grid.box(patch % grid.cells)) for patch in chosen.ids.tolist()]
+    update_arrays(gallery_file(directory, k), {
+        "ids": chosen.ids.numpy(),
+        "image": np.stack([images[i, y0:y1, x0:x1] for i, (y0, x0, y1, x1) in places]),
+        "prediction": maps.prediction.cpu().numpy(), "entropy": maps.entropy.half().cpu().numpy(),
+    })
+
+
+def keep_truth(labels: Tensor, k: int, directory: Path) -> None:
+    """The labels that round k revealed, beside their pictures."""
+    if gallery_file(directory, k).exists():  # not on a machine that got only the small files
+        update_arrays(gallery_file(directory, k), {"truth": labels.numpy()})
+
+
+def gallery_file(directory: Path, k: int) -> Path:
+    """What is drawn of the patches that round k reveals."""
+    return directory / "gallery" / f"round-{k:02d}.npz"
+
+
+def keep_model(model: DeepLabV3Plus, k: int, directory: Path) -> None:
+    """The network of round k, in place of the one before."""
+    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    write_atomic(directory / "model.safetensors", to_safetensors(state, {"round": str(k)}))
