@@ -1,1 +1,4 @@
-"""What each stage is compared with."""
+"""What each stage is compared with: research code, eager PyTorch, other libraries.
+
+Stands on `subjects`.
+"""

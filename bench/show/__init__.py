@@ -1,1 +1,4 @@
-"""How it is shown and compared: tables, pages, ``--compare``."""
+"""How it is shown and compared: tables, pages, ``--compare``.
+
+Stands on `bench.result`; nothing is measured here.
+"""

@@ -1,1 +1,4 @@
-"""How: interleaved timing, memory, and the roofs of the machine."""
+"""How it is measured: interleaved timing, memory, and the roofs of the machine.
+
+Nothing of the benchmark stands below it.
+"""

@@ -165,8 +165,8 @@ Reading = Callable[[Iterable[list[np.ndarray] | np.ndarray]], Iterator[Tensor]]
 class StreamedFrames(Frames):
     """Frames streamed from a store by DALI: read, cut and normalised a batch ahead of whoever uses them.
 
-    For a GPU, where this happens on the device. On the CPU `HeldFrames` of the mapped store do it at a fraction of the
-    cost; there this is what shows that both give the same bits.
+    For a GPU: the work is done there. On the CPU `HeldFrames` of the mapped store cost a fraction of it; what this is
+    for there is to show that both give the same bits.
     """
 
     images: np.ndarray

@@ -1,7 +1,7 @@
 """What the network's stages must do, counted without doing it: FLOPs and operations on tensors that hold no data.
 
 Together with the bytes, which are arithmetic, these are the numerators of rooflines and of `estimate`. Bytes are the
-least: each input and output of a stage once, weights once per batch; what an implementation moves beyond is its loss.
+least: each input and output of a stage once, weights once per batch. An implementation that moves more is slower.
 """
 
 from collections.abc import Callable

@@ -220,7 +220,7 @@ def not_begun(directory: Path) -> list[str]:
 
 
 def sweep_command(directory: Path) -> str:
-    """What goes on with a sweep."""
+    """The command that goes on with a sweep."""
     return f"meal-gpu sweep --resume {shlex.quote(str(directory))}"
 
 

@@ -70,7 +70,7 @@ def fill(runs: Sequence[Run]) -> list[Line]:
 
 
 def worth_showing(lines: Sequence[Line]) -> bool:
-    """A single value stands beside the paper's in the summary already."""
+    """Whether two cells or more are filled: a single value stands beside the paper's in the summary already."""
     return sum(cell.run is not None for line in lines for cell in line.cells) > 1
 
 

@@ -81,8 +81,8 @@ def connected(address: str) -> "Iterator[Client]":
 def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Client]":
     """Workers at a place: so many processes on this machine, ``cuda``, or a scheduler's address.
 
-    This process's threads are divided among those on this machine, as if all processes that ``place`` says were started
-    even where ``most`` are fewer: threads decide how sums are split.
+    Processes on this machine share its threads: each gets what it would have if all that ``place`` says were started,
+    even where only ``most`` are. The number of threads decides how sums are split, so it must not depend on ``most``.
     """
     import torch
 
@@ -95,9 +95,9 @@ def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Cli
 
 
 def reporting(worker: Any, topic: str, who: dict[str, Any]) -> Progress:
-    """The ``progress`` of the task that a worker runs: told to ``topic`` with ``who``, now and then and at every stage.
+    """A ``progress`` for a task on a worker: tells ``topic`` who has come how far, every `TICK_S` at most.
 
-    It raises `Unwanted` when the task is cancelled, or the scheduler is lost: Dask does not interrupt a thread.
+    It raises `Unwanted` when the task is cancelled or the scheduler is lost, since Dask does not interrupt a thread.
     """
     key, last = worker.get_current_task(), ("", 0.0)
 
@@ -140,7 +140,7 @@ def dask(module: str, extra: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Dask's log tells of lost workers and of every connection; what matters of it is on the board."""
+    """Dask's log tells of lost workers and of every connection; what matters of it is in the sweep's table."""
     logger = logging.getLogger("distributed")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

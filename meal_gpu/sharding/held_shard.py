@@ -117,9 +117,9 @@ _holder: Holder | None = None
 
 def answer(home: bool, mine: frozenset[Shard], shard: Shard, job: Job, pass_: Pass,
            question: Callable[[Predictions], Any], weights: bytes, progress: Progress) -> Any:
-    """The task: what a pass found in a shard. What the worker does not hold (any more, or yet) is made first.
+    """The task of a worker: make the shard where it is not held, look at it once per pass, and answer about it.
 
-    ``home``: the worker is the one that shall hold the shard, and ``mine`` are all that it shall hold.
+    ``home`` says that the shard is to stay with this worker; ``mine`` are all shards that are to stay with it.
     """
     global _holder
     if _holder is None or _holder.job.run != job.run:
@@ -137,11 +137,11 @@ def forget(run: str) -> None:
 
 
 def nothing(*args: Any) -> None:
-    """A task of no work: what it takes is the scheduler's."""
+    """An empty task: its time is what scheduling costs."""
 
 
 def ready(seen: Predictions) -> None:
-    """Nothing is asked: the shard is to be there."""
+    """Asks nothing; afterwards the shard is held."""
 
 
 def ranked(labelled: np.ndarray, n: int, seen: Predictions) -> tuple[np.ndarray, np.ndarray, int]:

@@ -64,7 +64,7 @@ class Shards:
                    frames.device, frames.count)
 
     def open(self, model: DeepLabV3Plus, progress: Progress = no_progress) -> None:
-        """Have all shards opened and a frozen backbone's features computed, before anything that takes long."""
+        """Open all shards now and compute a frozen backbone's features: what is wrong shows before long work begins."""
         weights = self.workers.broadcast(to_bytes(model))
         self._ask(self._pass(model, set()), weights, range(len(self.ranges)), lambda shard: ready, progress, "features")
 
@@ -178,6 +178,6 @@ def start(config: Config) -> Workers:
 
 
 def check_local(config: Config, doing: str) -> None:
-    """Raise `InputError` where a config shards its pool and that cannot be."""
+    """Raise `InputError` where a config shards its pool; ``doing`` says what needs it in one process."""
     if config.query.scoring == "sharded":
         raise InputError(f"query.scoring is 'sharded', and {doing}. Use query.scoring: local.")

@@ -5,9 +5,9 @@ from torch import Tensor
 
 
 def rank_keys(score: Tensor, ids: Tensor | None = None) -> Tensor:
-    """Scores float32 ``[n]`` → int64 ``[n]``, all different: greater where the score is greater, or equal and earlier.
+    """A key per score, float32 ``[n]`` → int64 ``[n]``: greater for a higher score, and for the lower id of equal ones.
 
-    So that selecting the largest is exact in its ties, where `torch.topk` promises nothing, and nothing is sorted.
+    All keys differ. `torch.topk`, which promises nothing about ties, is exact on them, and nothing need be sorted.
     ``ids`` int64 ``[n]``, below 2^32, are those of the scores; without them 0, 1, 2, …
     """
     bits = (score + 0.0).view(torch.int32)  # -0.0 becomes 0.0, which it equals
@@ -29,6 +29,6 @@ def merge(ids: Tensor, scores: Tensor, n: int) -> Tensor:
     """The n first of candidates from several parts, as indices into them.
 
     ``ids`` int64 ``[m]`` and ``scores`` float32 ``[m]`` in any order. Where each part gives its own n first (or all it
-    has), the result is `top` of the whole: what is not among its part's n first has n before it there.
+    has), the result is `top` of the whole: a patch that its part left out has n before it already.
     """
     return rank_keys(scores, ids).topk(min(n, len(ids))).indices

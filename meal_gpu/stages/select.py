@@ -18,7 +18,10 @@ from .ranking import top
 
 
 class Fetched:
-    """A tensor, None, or a function that fetches the tensor when somebody first asks: from the workers of a pool."""
+    """A field that may be given as a function: it is called when a strategy first reads the field.
+
+    That way a pool's workers send only what is read.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.slot = f"_{name}"

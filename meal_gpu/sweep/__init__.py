@@ -1,4 +1,4 @@
 """Many runs on Dask's workers, and what that looks like in a terminal.
 
-Stands on `meal_gpu.launch` and `sharding`.
+Stands on `meal_gpu.launch`, which makes each run, and on `sharding.cluster`, which finds the workers.
 """

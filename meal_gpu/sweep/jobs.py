@@ -1,7 +1,7 @@
 """Runs as tasks of Dask's workers, one at a time in each.
 
-That no two processes write into one run is up to the lock of the run's directory (`launch.run_or_resume`), not to what
-Dask believes of a worker.
+The lock of a run's directory (`launch.run_or_resume`) keeps two processes from writing into one run. Dask cannot: it
+may believe a worker dead that still works.
 """
 
 import traceback

@@ -40,9 +40,9 @@ class Line:
 
 
 class Board:
-    """Takes what runs tell (`jobs.Event`) and how they end. Without a terminal, a line is printed for each of both.
+    """Shows what runs tell (`jobs.Event`) and how they end: as a table in a terminal, else a printed line for each.
 
-    The events come from another thread than the end of a run.
+    Events arrive in another thread than the ends of runs.
     """
 
     def __init__(self, console: Console, runs: Sequence[tuple[str, int, int]], title: str) -> None:
