@@ -6,8 +6,10 @@ What this does not prove: speed, and CuPy's behaviour on a device.
 import os
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,32 @@ class Kernels:
         more = module.launch("sum_partials", plan.sum_grid, THREADS, [partials, sums, *plan.sum_scalars], **order)
         self.stats = {key: self.stats[key] + more[key] for key in more}
         return sums, pixels
+
+
+class FakeCupy:
+    """Stands for CuPy: compiles with nvcc and runs on the CPU what it is asked to launch, at the given addresses."""
+
+    def __init__(self, memory: list[torch.Tensor]) -> None:
+        self.arrays = {t.data_ptr(): (t if t.dtype.itemsize != 2 else t.view(torch.uint16)).numpy() for t in memory}
+        self.streams: list[int] = []
+        self.cuda = types.SimpleNamespace(Stream=types.SimpleNamespace(from_external=self.from_external))
+
+    def from_external(self, stream: Any) -> Any:
+        self.streams.append(stream.cuda_stream)
+        return nullcontext()
+
+    def RawModule(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:  # noqa: N802
+        assert backend == "nvrtc"
+        module = load(code, "sm_90", (*options, "-ftz=true"))
+
+        def get_function(name: str) -> Callable[..., None]:
+            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], shared_mem: int = 0) -> None:
+                # CuPy copies NumPy scalars as they are: each must have the size of its parameter.
+                sizes = [p.nbytes for p in module.kernels[name][1].params]
+                assert sizes == [a.nbytes for a in arguments]
+                known = [(self.arrays[int(a)] if int(a) else None) if isinstance(a, np.uintp) else a for a in arguments]
+                module.launch(name, grid, block, known, shared=shared_mem)
+
+            return launch
+
+        return types.SimpleNamespace(get_function=get_function)

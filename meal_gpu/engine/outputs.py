@@ -28,7 +28,7 @@ def line(k: int, pool: Pool, history: History[Score], class_names: Sequence[str]
         "round": k, "n_labelled": len(pool.labelled_ids), "fraction": pool.fraction,
         **results(history, class_names), "queried": queried, "next_query": next_query,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
-        "peak_bytes": peak_bytes(pool.device),
+        "peak_bytes": peak_bytes(clock.device),
     }
 
 

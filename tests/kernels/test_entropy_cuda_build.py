@@ -3,16 +3,15 @@
 import ctypes
 import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from entropy_cases import BF16, F32, OTHER_SCORES, SHAPES, entropy_kernels, logits, plan_of
-from ptx import FLAGS, Kernels, check, load, needs_ptx, runner
+from ptx import FLAGS, FakeCupy, Kernels, check, needs_ptx, runner
 
 from meal_gpu.kernels import entropy_cuda, reference
 from meal_gpu.kernels.entropy_cuda import OPTIONS, THREADS, Variant, launch_plan
@@ -90,35 +89,6 @@ def test_nvrtc_compiles_it_as_cupy_would() -> None:
     x = logits(11, F32, "tiles", 1)
     size, grid = SHAPES["tiles"][2:]
     assert np.array_equal(kernels.run(x, size, grid)[0], entropy_kernels("sm_90").run(x, size, grid)[0])
-
-
-class FakeCupy:
-    """Stands for CuPy: compiles with nvcc and runs on the CPU what it is asked to launch, at the given addresses."""
-
-    def __init__(self, memory: list[torch.Tensor]) -> None:
-        self.arrays = {t.data_ptr(): (t if t.dtype.itemsize != 2 else t.view(torch.uint16)).numpy() for t in memory}
-        self.streams: list[int] = []
-        self.cuda = types.SimpleNamespace(Stream=types.SimpleNamespace(from_external=self.from_external))
-
-    def from_external(self, stream: Any) -> Any:
-        self.streams.append(stream.cuda_stream)
-        return nullcontext()
-
-    def RawModule(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:  # noqa: N802
-        assert backend == "nvrtc"
-        module = load(code, "sm_90", (*options, "-ftz=true"))
-
-        def get_function(name: str) -> Callable[..., None]:
-            def launch(grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], shared_mem: int = 0) -> None:
-                # CuPy copies NumPy scalars as they are: each must have the size of its parameter.
-                sizes = [p.nbytes for p in module.kernels[name][1].params]
-                assert sizes == [a.nbytes for a in arguments]
-                known = [(self.arrays[int(a)] if int(a) else None) if isinstance(a, np.uintp) else a for a in arguments]
-                module.launch(name, grid, block, known, shared=shared_mem)
-
-            return launch
-
-        return types.SimpleNamespace(get_function=get_function)
 
 
 @pytest.fixture
