@@ -1,6 +1,6 @@
 """What every part of the benchmark writes: one schema, versioned.
 
-``--json`` writes it, ``--compare``, the terminal's table, the HTML page and the README's table read it. Samples are
+``--json`` writes it, ``--compare``, the terminal's table, the HTML page and the docs' tables read it. Samples are
 kept, so that a reader can take other statistics of them.
 """
 

@@ -35,6 +35,7 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     dataset: Literal["camvid", "cityscapes", "folder", "demo"] = "demo"
+    """The layout of ``root``; ``folder`` is for your own images, ``demo`` draws synthetic street scenes."""
     root: Path | None = None
     """Directory of the data set. Needed by all but ``demo``, which draws its scenes."""
     image_size: tuple[Positive, Positive] = (360, 480)
@@ -55,10 +56,11 @@ class DataConfig(Section):
     images: str = "images"
     """``folder``: the directory of images below ``root``."""
     masks: str | None = "masks"
-    """``folder``: the directory of masks with the same stems; null when people label (``query.oracle: people``)."""
+    """``folder``: the directory of masks with the same stems; ``null`` when people label (``query.oracle: people``)."""
     val_images: str | None = "val_images"
-    """``folder``: validation images, or null for none (then no mIoU is reported)."""
+    """``folder``: validation images, or ``null`` for none (then no mIoU is reported)."""
     val_masks: str | None = "val_masks"
+    """``folder``: masks of the validation images, with the same stems."""
     class_names: list[str] | None = None
     """``folder``: one name per class id 0, 1, ...; masks hold these ids."""
     ignore_index: Annotated[Int, Field(ge=0, le=255)] = 255
@@ -86,6 +88,7 @@ class ModelConfig(Section):
     backbone: str = "mobilenetv2_100"
     """Any timm backbone that offers ``features_only``."""
     output_stride: Literal[8, 16, 32] = 16
+    """Pixels of the image per cell of the backbone's last map."""
     weights: str = "imagenet"
     """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming."""
     freeze_backbone: bool = True
@@ -117,6 +120,7 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     epochs: Positive = 25
+    """Epochs in each round but the last, from new random weights of the head."""
     final_epochs: Positive = 32
     """Epochs after the last acquisition."""
     batch_size: Annotated[Int, Field(ge=2)] = 8
@@ -124,7 +128,9 @@ class TrainConfig(Section):
     sample: Literal["patch", "image"] = "patch"
     """What ``batch_size`` counts: labelled patches, or images with all of their labelled patches."""
     lr: Annotated[Float, Field(gt=0)] = 1e-3
+    """Adam's learning rate."""
     lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate; see ``lr_decay_every``."""
     lr_decay_every: NonNegative = 0
     """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
     eval_every: Positive = 1
@@ -140,7 +146,9 @@ class TrainConfig(Section):
 
 class QueryConfig(Section):
     strategy: str = "meal"
+    """What chooses the patches: a name in ``meal_gpu.stages.select.STRATEGIES``."""
     rounds: NonNegative = 8
+    """Queries after the initial labels."""
     n_initial_images: NonNegative = 2
     """Random images whose patches are all labelled at the start; 0 labels the whole pool (the supervised baseline).
 
@@ -148,9 +156,11 @@ class QueryConfig(Section):
     batch-norm then learns a variance of nearly 0 that blows up on other images.
     """
     n_query: Positive = 32
+    """N: patches asked for in each round."""
     n_informative: Positive = 200
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
     score: Literal["entropy", "least_confidence", "margin"] = "entropy"
+    """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
@@ -189,8 +199,11 @@ class UmapConfig(Section):
     backend: Literal["auto", "cuml", "umap-learn"] = "auto"
     """cuML on CUDA, umap-learn on the host; ``auto`` takes cuML where a tiny call of it succeeds."""
     n_neighbors: Annotated[Int, Field(ge=2)] = 15
+    """UMAP's size of a neighbourhood: small ones follow local structure, large ones the whole pool."""
     min_dist: Annotated[Float, Field(ge=0, le=1)] = 0.1
+    """How close UMAP may place points."""
     n_components: Annotated[Int, Field(ge=2, le=64)] = 2
+    """Dimensions of the embedding."""
     metric: Literal["euclidean", "manhattan", "chebyshev", "canberra", "braycurtis", "cosine",
                     "correlation"] = "euclidean"
     """Distance between feature vectors."""
@@ -203,7 +216,9 @@ class Config(Section):
     """Everything a run needs; the same config and the same machine give the same queries, byte for byte."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    """``auto`` takes CUDA where a first call of the score kernel succeeds there."""
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0, 1, 2]
+    """One repetition of the run per seed: other initial images, weights and draws."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

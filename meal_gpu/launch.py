@@ -42,7 +42,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
 
     Returns
     -------
-    The run's directory (see README, "A run directory").
+    The run's directory (see docs/run-directory.md).
 
     Raises
     ------

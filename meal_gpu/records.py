@@ -11,7 +11,7 @@ from .errors import InputError
 from .files import append_durably, write_atomic
 
 Record = dict[str, Any]
-"""One line of ``rounds.jsonl``: see README, "A run directory"."""
+"""One line of ``rounds.jsonl``: see docs/run-directory.md."""
 
 
 def read_rounds(directory: Path) -> list[Record]:

@@ -1,4 +1,4 @@
-"""Dockerfile, compose.yaml and the README's blocks for clusters, as far as they can be held without a container engine.
+"""Dockerfile, compose.yaml and the blocks of docs/containers.md, as far as they can be held without a container engine.
 
 They name each other's paths, users and commands, and pyproject.toml's lists: each of these could go stale in silence.
 """
@@ -18,7 +18,7 @@ from meal_gpu.cli import app
 from meal_gpu.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs" / "containers.md").read_text()
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 
@@ -49,8 +49,8 @@ def all_of(stage: str, keyword: str) -> list[str]:
 
 
 def block(start: str) -> str:
-    """The README's one code block that begins so."""
-    found = [body for body in re.findall(r"^```\w*\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """The page's one code block that begins so."""
+    found = [body for body in re.findall(r"^```\w*[^\n]*\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
              if body.startswith(start)]
     assert len(found) == 1, f"{len(found)} blocks begin with {start!r}"
     return found[0]
@@ -171,7 +171,7 @@ def test_compose():
     (device,) = COMPOSE["services"]["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device["capabilities"] == ["gpu"]
     for name in set(re.findall(r"\$\{(\w+):-", COMPOSE_TEXT)):
-        assert name in README
+        assert name in PAGE
 
 
 def test_kubernetes_job():
@@ -243,9 +243,9 @@ def test_the_slurm_job_starts_a_run_goes_on_with_it_and_queues_itself_again(tmp_
     assert third == ["scontrol", "requeue", "7"]
 
 
-def test_the_readmes_commands_of_docker():
+def test_the_pages_commands_of_docker():
     """Every ``docker run`` and ``docker compose run``: the image is one that is built here, its arguments parse."""
-    text = re.sub(r"\\\n\s*", "", README)
+    text = re.sub(r"\\\n\s*", "", PAGE)
     calls = [shlex.split(line, comments=True) for line in text.splitlines()
              if re.match(r"(\w+=\S+ )*docker (run|compose run|build)", line)]
     builds = [call for call in calls if "build" in call]

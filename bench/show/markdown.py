@@ -1,6 +1,6 @@
 """The tables of results, made of ``bench/results/*.json`` by ``python -m meal_gpu.bench.show.markdown``.
 
-``bench/results/README.md`` has all of them, the project's README those that say most.
+``bench/results/README.md`` has all of them, ``docs/benchmarks.md`` those that say most.
 """
 
 import json
@@ -16,12 +16,12 @@ from ..result import SCHEMA, Part, Result
 from .table import across, advice, count, milliseconds, share, whole_text
 
 HERE = Path(__file__).resolve().parents[1]
-README, RESULTS = HERE.parent / "README.md", HERE / "results"
+PAGE, RESULTS = HERE.parent / "docs" / "benchmarks.md", HERE / "results"
 ALL = RESULTS / "README.md"
 BEGIN = "<!-- bench: written by python -m meal_gpu.bench.show.markdown, do not edit -->"
 END = "<!-- bench: end -->"
 PARTS: tuple[Part, ...] = get_args(Part)
-IN_README = PARTS[:3]
+ON_PAGE = PARTS[:3]
 
 
 def section(folder: str, parts: Collection[str] = PARTS, results: Path = RESULTS, level: int = 2) -> str:
@@ -101,29 +101,29 @@ def _memory(result: Result) -> list[str]:
     return lines
 
 
-def updated(readme: str, content: str) -> str:
-    """A README with new content between its marks. Raises `InputError` where they are missing."""
-    before, begin, rest = readme.partition(BEGIN)
+def updated(page: str, content: str) -> str:
+    """A page with new content between its marks. Raises `InputError` where they are missing."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise InputError(f"README.md lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
+        raise InputError(f"{PAGE} lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
     return f"{before}{BEGIN}\n{content}{END}{after}"
 
 
 def some() -> str:
-    """What stands between the marks of the project's README."""
-    return section("bench/results/", IN_README, level=3)
+    """What stands between the marks of ``docs/benchmarks.md``."""
+    return section("../bench/results/", ON_PAGE, level=3)
 
 
 def everything() -> str:
     """``bench/results/README.md``."""
     return ("# Results\n\nMade of the files beside this one by `python -m meal_gpu.bench.show.markdown`; do not edit. "
-            "[How they are measured](../../README.md#benchmarks).\n\n" + section(""))
+            "[How they are measured](../../docs/benchmarks.md#how-it-is-measured).\n\n" + section(""))
 
 
 def main() -> None:
-    text = README.read_text()
-    for file, new in ((README, updated(text, some())), (ALL, everything())):
+    text = PAGE.read_text()
+    for file, new in ((PAGE, updated(text, some())), (ALL, everything())):
         if not file.exists() or new != file.read_text():
             write_atomic(file, new.encode())
             print(f"updated {file}", file=sys.stderr)

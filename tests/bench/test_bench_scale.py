@@ -1,4 +1,4 @@
-"""Growth of time and memory, the drawn pool, the README's table."""
+"""Growth of time and memory, the drawn pool, the tables of the docs."""
 
 import json
 
@@ -10,7 +10,7 @@ from tiny import tiny_config
 from meal_gpu import InputError
 from meal_gpu.bench.parts import scale
 from meal_gpu.bench.result import Growth, Result, shared, stage
-from meal_gpu.bench.show import markdown as readme
+from meal_gpu.bench.show import markdown as tables
 from meal_gpu.bench.subjects.cityscapes import write
 from meal_gpu.bench.timing.measure import Effort, Timing
 from meal_gpu.bench.timing.memory import Peak
@@ -64,11 +64,11 @@ def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
     assert set(np.unique(classes)) <= {*range(19), VOID}
 
 
-def test_the_readmes_hold_the_tables_of_the_results():
+def test_the_pages_hold_the_tables_of_the_results():
     """Run `python -m meal_gpu.bench.show.markdown` where this fails."""
-    text = readme.README.read_text()
-    assert readme.updated(text, readme.some()) == text
-    assert readme.ALL.read_text() == readme.everything()
+    text = tables.PAGE.read_text()
+    assert tables.updated(text, tables.some()) == text
+    assert tables.ALL.read_text() == tables.everything()
 
 
 def test_a_section_has_every_stage_and_is_put_between_the_marks(tmp_path):
@@ -82,14 +82,14 @@ def test_a_section_has_every_stage_and_is_put_between_the_marks(tmp_path):
                    exponent=1.0, memory_exponent=None)
     round_.model_copy(update={"part": "scale", "growth": (grown,)}).write(tmp_path / "a-scale.json")
     (tmp_path / "older.json").write_text(json.dumps({"roof": 1}))
-    content = readme.section("there/", results=tmp_path)
+    content = tables.section("there/", results=tmp_path)
     assert "| forward | 10 images | 150 (120–180) | 66.7 | FLOP | 7% | 50.0% |" in content
     assert "| forward | 1,000, 10,000 patches | 0.1, 1 | 1.00 | – |" in content
     assert "[`camvid-cpu.json`](there/camvid-cpu.json): a CPU" in content
     assert content.index("bench round") < content.index("bench scale")  # what says most comes first
     assert "older" not in content
-    assert "scale" not in readme.section("", readme.IN_README, tmp_path)
-    text = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
-    assert readme.updated(text, content) == f"before\n{readme.BEGIN}\n{content}{readme.END}\nafter\n"
+    assert "scale" not in tables.section("", tables.ON_PAGE, tmp_path)
+    text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
+    assert tables.updated(text, content) == f"before\n{tables.BEGIN}\n{content}{tables.END}\nafter\n"
     with pytest.raises(InputError, match="lacks the marks"):
-        readme.updated("nothing", content)
+        tables.updated("nothing", content)

@@ -193,9 +193,9 @@ def test_hidden_labels_do_not_matter(make_folder, tmp_path):
 
 
 def test_adding_a_strategy_takes_a_function_and_a_line(tmp_path, monkeypatch):
-    """What the README shows, run as it stands there."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (shown,) = re.findall(r"```python\n([^`]*STRATEGIES\[[^`]*)```", readme)
+    """What docs/strategies.md shows, run as it stands there."""
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text()
+    (shown,) = re.findall(r"```python\n([^`]*STRATEGIES\[[^`]*)```", page)
     monkeypatch.setattr(select, "STRATEGIES", dict(select.STRATEGIES))
     exec(shown, {})
     config = tiny_config(tmp_path, **{"query.strategy": "one_per_image", "query.rounds": 1})
