@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean help
 
 help:
-	@echo "make demo   install, then run the whole loop on embedded scenes (a few minutes)"
+	@echo "make demo   install, then run the whole loop on drawn street scenes (a few minutes)"
 	@echo "make test   install, then lint, type-check and test"
 	@echo "make clean  remove .venv, caches and runs/demo"
 

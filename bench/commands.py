@@ -49,7 +49,7 @@ SecondsOption = Annotated[float, typer.Option(min=0.0, help="Seconds to measure 
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
                                                       help="Override a key of the config.")]
-ConfigArgument = Annotated[str, typer.Argument(metavar="[CONFIG]", help="A YAML file, or one that ships.")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or one that ships.")]
 
 
 DrawOption = Annotated[int, typer.Option(

@@ -27,6 +27,8 @@ class Interrupted(Exception):  # noqa: N818
 
 
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
+                  epilog="First: meal-gpu demo. Then: meal-gpu run CONFIG, with a YAML file of your own or one that "
+                         "ships. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
@@ -35,25 +37,28 @@ CONFIG_HELP = f"A YAML file, or one that ships with meal-gpu: {', '.join(shipped
 SWEEP_HELP = f"A YAML file with axes, or one that ships with meal-gpu: {', '.join(shipped(sweeps=True))}."
 SetOption = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Override a key of the config, for example train.epochs=10. Repeatable.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes on this machine.")]
+WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use N worker processes on this machine.")]
 SchedulerOption = Annotated[str | None, typer.Option(
-    metavar="ADDRESS", help="A Dask scheduler that runs already, for example tcp://node1:8786.")]
-CudaOption = Annotated[bool, typer.Option("--cuda", help="One worker per GPU of this machine.")]
+    metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
+CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
 OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
 
 @app.command()
 def demo(out: OutOption = None, set_: SetOption = None) -> None:
-    """Run the whole loop on embedded synthetic street scenes, on the CPU, in a few minutes."""
+    """Run the whole loop on synthetic street scenes that are drawn on the spot, on the CPU, in a few minutes."""
     _start("demo", out, set_)
 
 
 @app.command()
-def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
+def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)] = None,
         out: OutOption = None, set_: SetOption = None,
         resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None,
         workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False) -> None:
-    """Run an active-learning experiment, or go on with one; with workers, they hold and score the pool."""
+    """Run active learning as CONFIG says, or go on with a run (--resume).
+
+    With --workers, --scheduler or --cuda, worker processes hold the pool of images and score it.
+    """
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
     set_ = [*(set_ or []), *_sharded(workers, scheduler, cuda)]
@@ -70,7 +75,7 @@ def run(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CO
 
 
 @app.command()
-def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=SWEEP_HELP)] = None,
+def sweep(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=SWEEP_HELP)] = None,
           out: Annotated[Path | None, typer.Option(help="Directory of the sweep; default runs/<its name>.")] = None,
           set_: SetOption = None,
           only: Annotated[list[str] | None, typer.Option(
@@ -78,7 +83,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
           workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
           resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the sweep in DIR.")] = None,
           ) -> None:
-    """Run every combination of a sweep's values, on Dask. Called again, it does what is missing."""
+    """Run every combination of a sweep's values, on Dask's workers. Called again, it does what is missing."""
     from .sweepfile import load_points, read_points
 
     if (config is None) == (resume is None):
@@ -104,9 +109,9 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=
 
 @app.command()
 def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)], set_: SetOption = None,
-           verify: Annotated[bool, typer.Option("--verify", help="Also read the stores, compare checksums.")] = False,
+           verify: Annotated[bool, typer.Option("--verify", help="Also read the store, compare checksums.")] = False,
            ) -> None:
-    """Decode a data set once into the store (run does it by itself when needed)."""
+    """Decode the images of CONFIG once and store their pixels; run does it by itself when needed."""
     from .data.ingest import ingest as build
 
     loaded = Config.load(config, set_)
@@ -124,7 +129,7 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
 
 @app.command()
 def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of runs, or of sweeps.")],
-           out: Annotated[Path | None, typer.Option(help="Where to; default report.html in the first DIR.")] = None,
+           out: Annotated[Path | None, typer.Option(help="The file; default report.html in the first DIR.")] = None,
            ) -> None:
     """Summarise runs: a table here, and report.html with curves, queries and times."""
     from .report import load_runs, print_tables, write_report
@@ -135,9 +140,9 @@ def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Di
 
 
 @app.command()
-def info(config: Annotated[str | None, typer.Argument(metavar="[CONFIG]", help=CONFIG_HELP)] = None,
+def info(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)] = None,
          set_: SetOption = None) -> None:
-    """What this machine is, which backends would be used and why; with a CONFIG, what its run will need."""
+    """Say which device and libraries would be used, and why; with a CONFIG, what memory and time its run needs."""
     from .machine.backend import resolve
     from .machine.card import card
     from .planning.estimate import describe as estimated
@@ -164,7 +169,7 @@ app.add_typer(bench, name="bench")
 @app.command()
 def selfcheck(json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings, for "
                                                          "example to attach to a bug report.")] = None) -> None:
-    """Check every backend of this machine against its reference. Exit code 1 where one fails."""
+    """Check kernels, libraries and devices of this machine against references. Exit code 1 where one fails."""
     from .files import write_atomic
     from .selfcheck.runner import CHECKS, as_json, show
     from .selfcheck.runner import selfcheck as check
