@@ -146,7 +146,7 @@ class TrainConfig(Section):
 
 class QueryConfig(Section):
     strategy: str = "meal"
-    """What chooses the patches: a name in ``meal_gpu.stages.select.STRATEGIES``."""
+    """What chooses the patches: a name in ``meal_gpu.STRATEGIES``."""
     rounds: NonNegative = 8
     """Queries after the initial labels."""
     n_initial_images: NonNegative = 2

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+import meal_gpu
 from meal_gpu import cli
 from meal_gpu.config import Config
 from meal_gpu.configfile import parse_override
@@ -112,11 +113,11 @@ def shell(place: Path) -> Callable[[str], None]:
         call = shlex.split(line, comments=True)
         if not call or shlex.join(call) in done:
             return
-        done.add(shlex.join(call))
         if call[:3] == ["python", "-m", "meal_gpu.configs.document"]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", call[2:])
                 document.main()
+            done.add(shlex.join(call))
             return
         assert call[0] == "meal-gpu", f"nobody knows how to try '{line}': mark its block ```sh no-test: REASON"
         arguments = [here(word, place) for word in call[1:]]
@@ -127,6 +128,7 @@ def shell(place: Path) -> Callable[[str], None]:
                           if setting.split("=")[0] not in given(arguments)]
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"
+        done.add(shlex.join(call))
 
     return run
 
@@ -147,23 +149,21 @@ def label(run: Path) -> None:
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_a_shown_command_runs(block, shell, place, monkeypatch):
     monkeypatch.chdir(place)
-    for page in RUN:  # what a page builds on, earlier blocks have made
-        for line in page.commands:
-            if page is block or page.page == block.page or page.page == PAGES[0]:
+    for shown in RUN[:RUN.index(block) + 1]:  # what a block builds on, the README or its own page has made
+        if shown.page in (block.page, PAGES[0]):
+            for line in shown.commands:
                 shell(line)
-        if page is block:
-            return
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_shown_python_runs(block, shell, place, monkeypatch):
     monkeypatch.chdir(place)
+    for line in (line for shown in RUN if shown.page == PAGES[0] for line in shown.commands):
+        shell(line)
     load = Config.load
     monkeypatch.setattr(Config, "load", lambda source, overrides=None: load(
         source, [*(here(one, place) for one in overrides or []), *tiny(place)]))
     monkeypatch.setattr(select, "STRATEGIES", dict(select.STRATEGIES))
-    for line in (line for page in RUN if page.page == PAGES[0] for line in page.commands):
-        shell(line)
     exec(compile(block.text, str(block), "exec"), {})
 
 
@@ -209,6 +209,11 @@ def test_options_in_the_text_exist():
                 command = command.commands.get(words[0] if words else "", command.commands["round"])
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
             assert {word for word in words if word.startswith("--")} <= known, f"{page.name}: meal-gpu {span}"
+
+
+def test_every_public_name_is_on_its_page():
+    shown = set(re.findall(r"`meal_gpu\.(\w+)`", (ROOT / "docs" / "python.md").read_text()))
+    assert shown == set(meal_gpu.__all__)
 
 
 def test_shown_configs_are_configs(place, monkeypatch):
