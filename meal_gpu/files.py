@@ -11,7 +11,7 @@ from typing import BinaryIO
 def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write bytes, or what a function writes into a stream, to a temporary name; fsync; rename. Makes the directory.
 
-    Whoever reads ``path`` sees the old file or the whole new one; on an error nothing is left behind.
+    A reader of ``path`` sees either the old file or the whole new one. An error leaves nothing behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

@@ -1,6 +1,6 @@
-"""Randomness is a function of (seed, round, purpose) and never of what was drawn before.
+"""Random numbers depend on (seed, round, purpose) alone, never on what was drawn before.
 
-So a run that is resumed in round 5 draws what it would have drawn without the interruption.
+A run that is resumed in round 5 therefore draws what it would have drawn without the interruption.
 """
 
 import hashlib

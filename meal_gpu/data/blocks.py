@@ -1,7 +1,7 @@
-"""Memory for one batch after another: a block is used again as soon as nobody holds the batch that was in it.
+"""Memory for batches, used again: a block is free as soon as nobody holds the batch in it.
 
-A batch of frames is tens of megabytes. New memory for each costs a page fault per page and misses every cache, which
-is more than cutting and normalising the pixels.
+A batch of frames is tens of megabytes. New memory for each would cost a page fault per page and miss every cache: more
+time than cutting and normalising the pixels takes.
 """
 
 import math

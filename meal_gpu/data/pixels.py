@@ -18,8 +18,8 @@ def normalise(images: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Ten
     """uint8 RGB ``[B, H, W, 3]`` → float32 ``[B, 3, H, W]`` in channels_last, with ImageNet's mean and deviation.
 
     Subtract, then multiply by the reciprocal, each rounded to float32: that is what DALI and `kernels.cut_frames` do,
-    so that frames are equal to the last bit whether they come from a resident pool or a stream. ``known`` are the
-    `statistics` on the device, for whoever calls often: without them each call sends them there.
+    so that a resident pool and a stream give frames of equal bits. ``known`` are the `statistics` on the device;
+    without them each call sends them there.
     """
     mean, scale = known or statistics(images.device)
     return images.float().sub_(mean).mul_(scale).permute(0, 3, 1, 2)

@@ -32,7 +32,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
-    """The plane of a seed, or one small plane per round where each round had its own, or why there is none.
+    """The embedding of a seed, drawn: one plane, or a small one per round if each was embedded anew, or why not.
 
     ``index`` is the run's position on the page. Raises `InputError` for an embedding that does not fit the run.
     """
@@ -128,9 +128,9 @@ def _pool_plane(run: Run, index: int, seed: Seed, arrays: Arrays, figures: Figur
 
 
 def _positions(points: np.ndarray, arrays: Arrays, number: int, patches: Sequence[Patch]) -> np.ndarray:
-    """Where the patches of a round lay when they were chosen, float32 ``[n, 2]``.
+    """Positions of a round's patches when they were chosen, float32 ``[n, 2]``.
 
-    A finetuned backbone moves them from round to round; `points` is where they lay before the first.
+    Training the backbone moves them from round to round; `points` are the positions before the first round.
     """
     at = {patch_id: points[patch_id] for patch_id in (p.id for p in patches)}
     candidates, places = arrays.get(f"round_{number - 1}_candidates"), arrays.get(f"round_{number - 1}_points")

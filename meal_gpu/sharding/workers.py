@@ -76,9 +76,8 @@ class Workers:
             progress: Progress, stage: str, total: int) -> list[Any]:
         """Call ``function(home, mine, part, *args, shared, progress)`` for every (part, args), where the part lives.
 
-        A part lives with one worker as long as that is there. When the worker is lost, the question goes to another,
-        which finds out by itself that it does not hold the part. ``home`` tells it whether the part is to stay with it,
-        ``mine`` are all parts that are to.
+        A part stays with one worker. If that worker is lost, another is asked, and finds that it does not hold the
+        part. ``home`` tells the worker whether it shall keep the part; ``mine`` are all parts that it shall keep.
 
         Returns the answers in the order asked. Raises `InputError` when the scheduler is lost, no worker is left, or a
         part's workers die `cluster.LIVES` times; and what the function raises.
