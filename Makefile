@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean help
+.PHONY: demo test lint docs clean help
 
 help:
 	@echo "make demo   install, then run the whole loop on drawn street scenes (a few minutes)"
 	@echo "make test   install, then lint, type-check and test"
+	@echo "make docs   install, then write the pages that are made from code and results again"
 	@echo "make clean  remove .venv, caches and runs/demo"
 
 demo: $(VENV)/.base
@@ -24,6 +25,10 @@ lint: $(VENV)/.test
 	rm -rf build/installed && mkdir -p build/installed
 	cp -R meal_gpu build/installed && cp -R kernels bench build/installed/meal_gpu
 	cd build/installed && ../../$(BIN)/lint-imports --no-logo --no-cache ../../pyproject.toml
+
+docs: $(VENV)/.base
+	$(BIN)/python -m meal_gpu.configs.document docs/configuration.md
+	$(BIN)/python -m meal_gpu.bench.show.markdown
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo
