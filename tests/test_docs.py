@@ -274,6 +274,22 @@ def test_the_readme_is_read_to_its_end():
             assert 600 <= image.width <= 2000
 
 
+def test_the_readmes_figures_are_those_of_the_results():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    rounds = {name: meal_gpu.load_run(ROOT / "bench" / "results" / "camvid" / name).seeds[0].rounds[-1]
+              for name in ("random", "entropy", "meal", "meal_ft")}
+    last = [f"{rounds[name].last.miou:.3f}" for name in ("meal", "meal_ft", "entropy", "random")]
+    assert "mIoU is {} with MEAL, {} with MEAL-FT, {} with entropy, {} with random".format(*last) in readme
+    assert "with {:.3f} to MEAL's {:.3f}".format(rounds["entropy"].miou, rounds["meal"].miou) in readme
+    page = (ROOT / "docs" / "benchmarks.md").read_text()  # its tables are made of the results, as another test holds
+    camvid = page[page.index("bench round: camvid"):page.index("bench round: cityscapes")]
+    whole, scored, step = re.search(r"A round on CamVid takes (\S+) s .* are (\S+) times, a training step (\S+) times",
+                                    readme).groups()
+    assert f"reveal): {whole} s." in camvid
+    assert f"research code {scored} (" in camvid
+    assert re.search(rf"\| training step .* research code {step}\.\d \(", camvid)
+
+
 def test_the_page_of_keys_is_up_to_date():
     assert (ROOT / "docs" / "configuration.md").read_text() == document.page(), f"run {document.COMMAND}"
 
