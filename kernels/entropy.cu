@@ -57,16 +57,15 @@ struct Float16 {
     }
 };
 
-// Minimum and maximum that keep a NaN of either side.
-static __device__ __forceinline__ float lower(float a, float b) {
-    float y;
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
-}
-static __device__ __forceinline__ float higher(float a, float b) {
-    float y;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
-    return y;
+// The lower and the higher of two; a NaN stays in one of them. Before sm_80 there is no instruction that keeps it.
+static __device__ __forceinline__ void sort(float a, float b, float& low, float& high) {
+#if __CUDA_ARCH__ >= 800
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(low) : "f"(a), "f"(b));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(high) : "f"(a), "f"(b));
+#else
+    const bool swapped = b > a;
+    low = swapped ? a : b, high = swapped ? b : a;
+#endif
 }
 // 2^x to 2 ulp, 0 below -126.
 static __device__ __forceinline__ float exp2_fast(float x) {
@@ -125,9 +124,9 @@ static __device__ __forceinline__ float score_registers(float (&v)[C]) {
     float m = v[0];
 #pragma unroll
     for (int c = 1; c < C; ++c) {
-        float loser = lower(m, v[c]);
-        m = higher(m, v[c]);
-        v[c - 1] = loser;
+        float winner;
+        sort(m, v[c], v[c - 1], winner);
+        m = winner;
     }
     float S = m - m, T = 0.0f, second = 0.0f;  // m - m: NaN if m is infinite, as the reference has it
 #pragma unroll

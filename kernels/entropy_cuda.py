@@ -161,18 +161,6 @@ def _kernels(variant: Variant, device: int) -> tuple[Any, Any]:
     return module.get_function(variant.name), module.get_function("sum_partials")
 
 
-# Partial sums, kept between calls so that a call with `out` allocates nothing; one per device and stream, since calls
-# on different streams overlap.
-_workspaces: dict[tuple[torch.device, int], Tensor] = {}
-
-
-def _workspace(elements: int, device: torch.device, stream: int) -> Tensor:
-    kept = _workspaces.get((device, stream))
-    if kept is None or kept.numel() < elements:
-        kept = _workspaces[device, stream] = torch.empty(elements, dtype=torch.float64, device=device)
-    return kept
-
-
 def patch_entropy(
     logits: Tensor, sums: Tensor, pixels: Tensor | None, size: tuple[int, int], score: str, align_corners: bool
 ) -> None:
@@ -199,7 +187,10 @@ def patch_entropy(
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device)
         scores, sum_partials = _kernels(plan.variant, device.index)
-        partials = np.uintp(_workspace(plan.partials, device, stream.cuda_stream).data_ptr())
+        # Made anew in each call: PyTorch's allocator has it at hand, orders its reuse behind this stream, and where a
+        # graph is recorded gives it from the graph's own pool, in which nothing may be kept that is no output.
+        workspace = torch.empty(plan.partials, dtype=torch.float64, device=device)
+        partials = np.uintp(workspace.data_ptr())
         addresses = (np.uintp(logits.data_ptr()), partials, np.uintp(0 if pixels is None else pixels.data_ptr()))
         with cupy.cuda.Stream.from_external(stream):
             scores(plan.grid, (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .bench.commands import app as bench
 from .config import Config
@@ -220,10 +221,20 @@ def _say_where(file: Path) -> None:
     console.print(f"report: {file}", highlight=False, soft_wrap=True)
 
 
+class Lines(RichHandler):
+    """Log lines on a terminal; warnings stand out."""
+
+    def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
+        shown = super().render_message(record, message)
+        if record.levelno >= logging.WARNING and isinstance(shown, Text):
+            shown.stylize("bold red")
+        return shown
+
+
 def main() -> None:
     """Entry point of ``meal-gpu``."""
     # Where no terminal is, a line stays a line, for whoever searches it.
-    handler = RichHandler(console=errors, show_time=False, show_path=False, show_level=False)
+    handler = Lines(console=errors, show_time=False, show_path=False, show_level=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True,
                         handlers=[handler if errors.is_terminal else logging.StreamHandler()])
     logging.getLogger("meal_gpu").setLevel(logging.INFO)

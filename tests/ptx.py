@@ -106,9 +106,15 @@ class FakeCupy:
     """Stands for CuPy: compiles with nvcc and runs on the CPU what it is asked to launch, at the given addresses."""
 
     def __init__(self, memory: list[torch.Tensor]) -> None:
-        self.arrays = {t.data_ptr(): (t if t.dtype.itemsize != 2 else t.view(torch.uint16)).numpy() for t in memory}
+        self.arrays: dict[int, np.ndarray] = {}
+        for tensor in memory:
+            self.add(tensor)
         self.streams: list[int] = []
         self.cuda = types.SimpleNamespace(Stream=types.SimpleNamespace(from_external=self.from_external))
+
+    def add(self, tensor: torch.Tensor) -> None:
+        view = tensor if tensor.dtype.itemsize != 2 else tensor.view(torch.uint16)
+        self.arrays[tensor.data_ptr()] = view.numpy()
 
     def from_external(self, stream: Any) -> Any:
         self.streams.append(stream.cuda_stream)

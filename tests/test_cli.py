@@ -1,6 +1,8 @@
 """The command line as a user meets it: what it prints, what it refuses and how, its exit codes."""
 
+import io
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -189,3 +191,15 @@ def test_shipped_configs_hold_the_papers_settings(tmp_path):
         assert (train.epochs, train.final_epochs, train.batch_size, train.lr) == (25, 32, 8, 0.001)
         assert query.n_informative == 200
         assert yaml.safe_load(config.dump())["umap"]["n_components"] == 2
+
+
+def test_a_warning_stands_out_on_a_terminal():
+    """Bold and red where colours are shown; other lines are plain."""
+    stream = io.StringIO()
+    handler = cli.Lines(console=cli.Console(file=stream, force_terminal=True, width=100), show_time=False,
+                        show_path=False, show_level=False)
+    for level, shown in ((logging.INFO, False), (logging.WARNING, True)):
+        stream.truncate(0)
+        handler.emit(logging.LogRecord("meal_gpu", level, "", 0, "the %s", ("line",), None))
+        assert "the line" in stream.getvalue()
+        assert ("\x1b[1;31m" in stream.getvalue()) == shown

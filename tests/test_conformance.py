@@ -1,7 +1,9 @@
-"""The calls into CuPy and cuML against the installed packages: they need the extra ``meal-gpu[cuda]``, and no device.
+"""The calls into CuPy, cuML, DALI and Dask against the installed packages: no device is needed.
 
 The calls are read out of the one file that makes them, so that a test cannot fall behind it, and their arguments are
-bound to the real signatures. What a device would compute is not seen here; `meal-gpu selfcheck` does that there.
+bound to the real signatures; no keyword may end in a callee's ``**kwargs``, where a signature takes anything, unless it
+is listed here. What a device would compute is not seen here; `meal-gpu selfcheck` does that there. CuPy, cuML and
+Dask-CUDA come with the extra ``meal-gpu[cuda]``.
 """
 
 import ast
@@ -11,7 +13,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -48,16 +50,27 @@ class Call:
     """Positional arguments, ``self`` included."""
     keywords: tuple[str, ...]
 
+    @property
+    def swallowed(self) -> set[str]:
+        """Keywords that only a ``**kwargs`` takes."""
+        parameters = signature_of(self.callee).parameters.values()
+        named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        return set(self.keywords) - named if anything else set()
+
 
 class ForeignCalls(ast.NodeVisitor):
     """Follows a library's names through a file: imports, attributes, classes, and what methods return.
 
     Every attribute on the way must exist; `calls` holds what is called. ``known`` gives what the file's own functions
-    return, ``returns`` what methods return.
+    return (or a function of the call's first argument), ``returns`` what methods return, ``spread`` the mappings that
+    are handed on by ``**``; any other is refused, since its words cannot be read.
     """
 
-    def __init__(self, library: str, known: dict[str, Any], returns: dict[Any, Any]) -> None:
+    def __init__(self, library: str, known: dict[str, Any], returns: dict[Any, Any],
+                 spread: dict[str, dict[str, Any]]) -> None:
         self.library = library
+        self.spread = spread
         self.known = known
         self.returns = returns
         self.names: dict[str, Any] = {}
@@ -66,7 +79,8 @@ class ForeignCalls(ast.NodeVisitor):
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             if alias.name.split(".")[0] == self.library:
-                self.names[alias.asname or alias.name.split(".")[0]] = importlib.import_module(alias.name)
+                module = importlib.import_module(alias.name)
+                self.names[alias.asname or self.library] = module if alias.asname else sys.modules[self.library]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.level == 0 and node.module and node.module.split(".")[0] == self.library:
@@ -75,11 +89,22 @@ class ForeignCalls(ast.NodeVisitor):
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.generic_visit(node)
-        value, target = self.resolve(node.value), node.targets[0]
-        if value is not None:
-            for name in target.elts if isinstance(target, ast.Tuple) else [target]:
-                if isinstance(name, ast.Name):
-                    self.names[name.id] = value
+        targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else [node.targets[0]]
+        one_by_one = isinstance(node.value, ast.Tuple) and len(node.value.elts) == len(targets)
+        values = node.value.elts if one_by_one else [node.value] * len(targets)
+        for target, value in zip(targets, values, strict=True):
+            found = self.resolve(value)
+            if found is not None and isinstance(target, ast.Name | ast.Attribute):
+                self.names[ast.unparse(target)] = found
+
+    def visit_With(self, node: ast.With) -> None:
+        for item in node.items:
+            self.visit(item.context_expr)
+            found = self.resolve(item.context_expr)
+            if found is not None and isinstance(item.optional_vars, ast.Name):
+                self.names[item.optional_vars.id] = found
+        for statement in node.body:
+            self.visit(statement)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.resolve(node)
@@ -92,28 +117,45 @@ class ForeignCalls(ast.NodeVisitor):
             method = isinstance(holder, Instance)
             self.calls.append(Call(
                 node.lineno, ast.unparse(node.func), callee.of.__call__ if isinstance(callee, Instance) else callee,
-                len(node.args) + method, tuple(word.arg for word in node.keywords if word.arg)))
+                len(node.args) + method, tuple(self.words(node))))
         self.generic_visit(node)
+
+    def words(self, node: ast.Call) -> Iterator[str]:
+        for word in node.keywords:
+            if word.arg:
+                yield word.arg
+            else:
+                assert ast.unparse(word.value) in self.spread, f"line {node.lineno}: **{ast.unparse(word.value)}"
+                yield from self.spread[ast.unparse(word.value)]
 
     def resolve(self, node: ast.expr) -> Any:
         """What an expression is, or None where it is not the library's. Raises `AttributeError` for what is not there.
         """
         if isinstance(node, ast.Name):
             return self.names.get(node.id)
+        if isinstance(node, ast.IfExp):
+            return self.resolve(node.body)
+        if isinstance(node, ast.GeneratorExp):
+            return self.resolve(node.elt)
         if isinstance(node, ast.Attribute):
+            if ast.unparse(node) in self.names:  # self.something
+                return self.names[ast.unparse(node)]
             holder = self.resolve(node.value)
             return None if holder is None else getattr(holder.of if isinstance(holder, Instance) else holder, node.attr)
         if isinstance(node, ast.Call):
             if isinstance(node.func, ast.Name) and node.func.id in self.known:
-                return self.known[node.func.id]
+                found = self.known[node.func.id]
+                return found(ast.literal_eval(node.args[0])) if inspect.isfunction(found) else found
             callee = self.resolve(node.func)
-            return Instance(callee) if inspect.isclass(callee) else self.returns.get(callee)
+            if inspect.isclass(callee):
+                return Instance(callee)
+            return self.returns.get(callee) if isinstance(callee, Hashable) else None  # some compiled methods are not
         return None
 
 
-def calls_of(source: str, library: str, known: dict[str, Any] | None = None,
-             returns: dict[Any, Any] | None = None) -> list[Call]:
-    visitor = ForeignCalls(library, known or {}, returns or {})
+def calls_of(source: str, library: str, known: dict[str, Any] | None = None, returns: dict[Any, Any] | None = None,
+             spread: dict[str, dict[str, Any]] | None = None) -> list[Call]:
+    visitor = ForeignCalls(library, known or {}, returns or {}, spread or {})
     visitor.visit(ast.parse(source))
     return visitor.calls
 
@@ -133,7 +175,7 @@ def signature_of(callee: Any) -> inspect.Signature:
             raise
         words = re.sub(r"(?:^|(?<=, ))(?:\w+ )(?=\w)", "", head[1])  # "str code=None" → "code=None"
         space: dict[str, Any] = {}
-        exec(f"def f({words}): ...", space)
+        exec(f"from __future__ import annotations\ndef f({words}): ...", space)
         return inspect.signature(space["f"])
 
 
@@ -178,6 +220,66 @@ def test_a_wrong_call_is_found(right, wrong, complaint):
     assert right in source
     with pytest.raises((TypeError, AttributeError), match=complaint):
         list(map(bind, calls_of(source.replace(right, wrong), "cuml")))
+
+
+def calls_of_dali(source: str) -> list[Call]:
+    from nvidia.dali.pipeline import Pipeline
+    from nvidia.dali.tensors import TensorListGPU
+
+    built = Instance(Pipeline)
+    return calls_of(source, "nvidia", {"_decoding": built, "_reading": built}, {Pipeline.run: Instance(TensorListGPU)})
+
+
+def calls_of_dask(source: str, gpus: bool) -> list[Call]:
+    return calls_of(source, "dask", {"dask": lambda name: importlib.import_module(name)
+                                     if gpus or name != "dask_cuda" else None}, spread={"COMMON": cluster.COMMON})
+
+
+SWALLOWED = {"pipe.run": {"encoded"},  # the name of the pipeline's input, at prefetch depth 1
+             "distributed.LocalCluster": {"preload"},  # it and the next go to the worker that it starts: `known` below
+             "dask_cuda.LocalCUDACluster": {"dashboard_address", "silence_logs", "preload"}}
+"""Keywords that are meant for a callee's ``**kwargs``."""
+
+
+def test_no_keyword_ends_where_anything_is_taken():
+    """DALI's `run` takes any keyword, and refuses it later as an input that the pipeline does not have."""
+    calls = calls_of_dask(inspect.getsource(cluster), "dask_cuda" not in missing)
+    if importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.dali"):
+        from meal_gpu.data import dali
+
+        calls += (found := calls_of_dali(inspect.getsource(dali)))
+        assert {"pipe.run", "self._pipe.run", "fn.external_source", "out.as_tensor"} <= {call.text for call in found}
+        with pytest.raises(AssertionError, match="cuda_stream"):
+            no_surprise(calls_of_dali(inspect.getsource(dali).replace("run(stream)", "run(cuda_stream=stream)")))
+        with pytest.raises(AssertionError, match=r"\*\*words"):
+            calls_of_dali(inspect.getsource(dali).replace("run(stream)", "run(**words)"))
+    if not missing:
+        calls += [call for _, call in our_calls() if call.callee.__qualname__ != "Function.__call__"]
+    assert {"distributed.LocalCluster", "distributed.Client"} <= {call.text for call in calls}
+    no_surprise(calls)
+
+
+def no_surprise(calls: list[Call]) -> None:
+    for call in calls:
+        try:
+            surprising = call.swallowed - SWALLOWED.get(call.text, set())
+        except (ValueError, TypeError, SyntaxError):  # compiled, without a signature to be read
+            surprising = set(call.keywords)
+        assert not surprising, f"{call.line}: {call.text} takes {surprising} into its **kwargs"
+
+
+def test_what_a_pipeline_is_built_with_are_its_arguments_or_its_executors():
+    """`pipeline_def` hands on any keyword to one of the two."""
+    pipeline = pytest.importorskip("nvidia.dali.pipeline")
+    from meal_gpu.data import dali
+
+    known = set(inspect.signature(pipeline.Pipeline.__init__).parameters)
+    built = [node for node in ast.walk(ast.parse(inspect.getsource(dali))) if isinstance(node, ast.Call)
+             and ast.unparse(node.func) in ("_reading", "_decoding", "pipeline_def")]
+    assert len(built) == 4
+    for node in built:
+        own = set(inspect.signature(getattr(dali, ast.unparse(node.func))).parameters)
+        assert {word.arg for word in node.keywords} <= own | known
 
 
 @extra
@@ -225,7 +327,7 @@ def test_the_kernel_runs_on_a_stream_of_pytorch():
 
 
 @extra
-@pytest.mark.parametrize("arch", [80, 90, 100])
+@pytest.mark.parametrize("arch", [75, 80, 90, 100])
 @pytest.mark.parametrize("score", SCORES)
 def test_the_compiler_that_cupy_uses_takes_the_kernel(score, arch):
     """NVRTC needs no device when it is told the architecture: 19 classes, bfloat16, with and without upsampling."""

@@ -69,7 +69,7 @@ class FrameReader:
         self._under_way: deque[Batch] = deque(maxlen=_AHEAD + 2)
         self._device = device
         device_id = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
-        self._pipe = _reading(self._next, size, tiles, normalised, gpu, batch_size=batch,
+        self._pipe = _reading(self._next, size, tiles, normalised, gpu=gpu, batch_size=batch,
                               num_threads=min(8, torch.get_num_threads()), device_id=device_id)
         self._pipe.build()
 
@@ -84,10 +84,10 @@ class FrameReader:
         One pass at a time. The images are not copied: they must stay as they are until their frames have come.
         """
         self._pending = iter(batches)
-        stream = {"cuda_stream": torch.cuda.current_stream(self._device)} if self._device.type == "cuda" else {}
         while True:
+            stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
             try:
-                (out,) = self._pipe.run(**stream)
+                (out,) = self._pipe.run(stream)  # by position: a keyword would be taken for an input of the pipeline
             except StopIteration:
                 self._pipe.reset()
                 return

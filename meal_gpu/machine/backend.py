@@ -162,13 +162,16 @@ def find_loader(wanted: str) -> tuple[str, str]:
 
 
 def announce(backend: Backend, config: Config) -> None:
-    """Log a line for each automatic choice that this run depends on."""
+    """Log a line for each automatic choice that this run depends on, and a warning where a GPU is left idle."""
     wanted: dict[str, str] = {"device": config.device, "umap": config.umap.backend}
     if config.query.selector == "kmeans":
         wanted["k-means"] = config.query.kmeans
     for name, choice in backend.choices().items():
         if wanted.get(name) == "auto":
             _log.info("%s: %s", name, choice)
+    if config.device == "auto" and backend.device.type == "cpu" and torch.cuda.is_available():
+        _log.warning("THE GPU IS NOT USED: %s. The run goes on on the CPU, many times slower; with device: cuda it "
+                     "would stop here instead.", backend.device_reason)
 
 
 def _start_threads() -> None:

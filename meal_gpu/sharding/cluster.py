@@ -24,7 +24,7 @@ COMMON: dict[str, Any] = {
     "dashboard_address": "127.0.0.1:8787",  # another port where this one is taken
     "memory_limit": 0,  # none: Dask would kill a worker for the pages of a store that it has mapped
     "silence_logs": logging.CRITICAL,  # in the workers
-    "preload": "meal_gpu.sharding.cluster",  # `dask_setup`
+    "preload": ["meal_gpu.sharding.cluster"],  # `dask_setup`; a list, to which dask_cuda adds its own
 }
 WAIT_S = 120.0
 """So long a task waits for a directory whose last process is being stopped, and a run for workers to come back."""

@@ -184,6 +184,40 @@ def test_streaming_holds_no_more_memory_the_longer_it_goes(tmp_path, way):
         assert held() < 12e6
 
 
+@pytest.fixture
+def pretended_gpu(monkeypatch):
+    """Streaming to a device that is not there: the pipeline is the real one, on the CPU; the streams it is given."""
+    dali = pytest.importorskip("nvidia.dali.pipeline")
+    from meal_gpu.data import dali as wrapped
+
+    real, outputs, given = wrapped._reading, dali.Pipeline.outputs, []
+
+    def on_the_cpu(*args, gpu, **kwargs):
+        assert gpu
+        return real(*args, gpu=False, **(kwargs | {"device_id": None}))
+
+    def handed_over(pipe, cuda_stream=None):
+        given.append(cuda_stream)
+        return outputs(pipe)
+
+    monkeypatch.setattr(wrapped, "_reading", on_the_cpu)
+    monkeypatch.setattr(dali.Pipeline, "outputs", handed_over)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    return given
+
+
+def test_batches_come_on_the_stream_that_uses_them(tmp_path, pretended_gpu):
+    """DALI takes it by position only: a keyword is an input of the pipeline, and refused at the first image."""
+    from meal_gpu.data.dali import FrameReader
+
+    images = noise(5, 8, 8)
+    read = FrameReader((8, 8), None, False, torch.device("cuda"), 2).read
+    batches = [images.numpy()[i : i + 2] for i in (0, 2, 4)]
+    assert torch.equal(torch.cat([pixels.clone() for pixels in read(batches)]), images)
+    assert pretended_gpu == ["stream of cuda"] * 4  # the last says that there is no more
+
+
 def test_releasing_keeps_the_pixels_and_ignores_what_is_no_file(tmp_path):
     images = noise(3, 40, 50)
     file = mapped(images, tmp_path / "images")

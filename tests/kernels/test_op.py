@@ -1,12 +1,18 @@
 """The operator in torch: opcheck, FakeTensorMode with a CUDA device, torch.compile, a missing CuPy; plans and costs."""
 
 import builtins
+import gc
+import types
+import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from meal_gpu.kernels import SCORES, cost, entropy_cuda, patch_entropy, reference
 from meal_gpu.kernels.entropy_cuda import ROWS_PER_THREAD, SHARED_BYTES, THREADS, Plan, launch_plan
@@ -48,6 +54,50 @@ def test_inside_torch_compile() -> None:
     x = sample(2, 5, 6, 7)
     compiled = torch.compile(score, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), score(x), rtol=0, atol=0)
+
+
+class Made(TorchDispatchMode):
+    """Remembers the tensors that are made, without keeping them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.tensors += [weakref.ref(value) for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
+        return result
+
+
+def test_nothing_that_a_call_makes_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph may be recorded around it: what it makes lies in the graph's own pool, and PyTorch refuses a graph of
+    which anything is left there that is no output. Twice on each of two streams, with CuPy and the driver replaced."""
+    launched: list[tuple[int, int]] = []
+
+    class Launches:
+        def __init__(self, **module: Any) -> None:
+            self.stream = 0
+
+        def get_function(self, name: str) -> Any:
+            return lambda grid, block, arguments, shared_mem=0: launched.append((streams[-1], len(arguments)))
+
+    streams = [11]
+    stream = types.SimpleNamespace(from_external=lambda stream: nullcontext())
+    cupy = types.SimpleNamespace(RawModule=Launches, cuda=types.SimpleNamespace(Stream=stream))
+    monkeypatch.setattr(entropy_cuda, "_cupy", lambda: cupy)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=streams[-1]))
+    entropy_cuda._kernels.cache_clear()
+    logits, sums = sample(2, 5, 6, 7), torch.empty(2, 2, 3)
+    with Made() as made:
+        for number in (11, 11, 12, 12):
+            streams.append(number)
+            entropy_cuda.patch_entropy(logits, sums, None, (24, 28), "entropy", True)
+    entropy_cuda._kernels.cache_clear()
+    gc.collect()
+    assert [number for number, _ in launched] == [11] * 4 + [12] * 4  # two kernels in each call
+    assert len(made.tensors) == 4  # the workspace of each call
+    assert [made for made in made.tensors if made() is not None] == []
 
 
 def test_missing_cupy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

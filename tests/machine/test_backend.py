@@ -128,6 +128,22 @@ def test_automatic_choices_are_announced(caplog):
     assert caplog.messages == ["umap: umap-learn (cuML works in CUDA memory, and the run is on the CPU)"]
 
 
+def test_a_gpu_that_is_left_idle_is_a_warning(with_cuda, monkeypatch, caplog, capsys):
+    """A kernel that did not compile there, say: whoever has a GPU must not learn it from the clock."""
+    with_cuda["cuda"] = "a first call of the score kernel failed: no such instruction"
+    chosen = resolve(Config())
+    for there, asked, warned in ((True, "auto", 1), (False, "auto", 0), (True, "cpu", 0)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        caplog.clear()
+        announce(chosen, Config.load({}, [f"device={asked}"]))
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == warned
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with caplog.at_level("WARNING"):
+        announce(chosen, Config())
+    assert "THE GPU IS NOT USED: a first call of the score kernel failed: no such instruction." in caplog.text
+
+
 def test_the_budget_is_half_of_what_is_free():
     budget = resolve(Config.load({}, ["device=cpu"])).budget_bytes
     total = backend.card.card()["memory_gb"]
