@@ -236,7 +236,8 @@ def calls_of_dask(source: str, gpus: bool) -> list[Call]:
 
 
 SWALLOWED = {"pipe.run": {"encoded"},  # the name of the pipeline's input, at prefetch depth 1
-             "distributed.LocalCluster": {"preload"},  # it and the next go to the worker that it starts: `known` below
+             "distributed.LocalCluster": {"memory_limit", "preload"},  # for the process that keeps a worker, below
+             "pipeline_def": {"exec_dynamic", "exec_pipelined", "exec_async", "prefetch_queue_depth"},  # the next test
              "dask_cuda.LocalCUDACluster": {"dashboard_address", "silence_logs", "preload"}}
 """Keywords that are meant for a callee's ``**kwargs``."""
 
@@ -257,6 +258,9 @@ def test_no_keyword_ends_where_anything_is_taken():
         calls += [call for _, call in our_calls() if call.callee.__qualname__ != "Function.__call__"]
     assert {"distributed.LocalCluster", "distributed.Client"} <= {call.text for call in calls}
     no_surprise(calls)
+    from distributed import Nanny
+
+    assert SWALLOWED["distributed.LocalCluster"] <= set(inspect.signature(Nanny).parameters)
 
 
 def no_surprise(calls: list[Call]) -> None:
