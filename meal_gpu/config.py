@@ -93,8 +93,14 @@ class ModelConfig(Section):
     """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming."""
     freeze_backbone: bool = True
     """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast dtype of forward and backward; ``auto`` takes bfloat16 where the processor multiplies it natively."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of forward and backward. ``auto`` takes bfloat16 where the processor multiplies it natively (GPUs from compute
+    capability 8.0 on, not a T4), else float32; ``float32`` is IEEE's everywhere; ``tf32``: float32 whose products a
+    GPU may take of inputs rounded to 10 bits of mantissa, several times as fast (needs such a GPU)."""
+    deterministic: bool = True
+    """On CUDA: equal runs give equal bits. False leaves the order of sums in the backward pass to cuDNN, which then
+    may be faster: by a tenth of a training step at most, by estimate; scoring and evaluation repeat themselves either
+    way. On the CPU equal runs are equal with the same number of threads, whatever this says."""
     cache_features: Literal["auto", "always", "never"] = "auto"
     """Keep a frozen backbone's features on the device; ``auto`` does so when they fit into ``data.budget_gb``."""
 

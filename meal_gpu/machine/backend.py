@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
@@ -15,7 +16,7 @@ import torch
 from ..config import Config
 from ..errors import InputError, first_line
 from ..kernels import patch_entropy
-from . import card, heap, rapids
+from . import arithmetic, card, heap, rapids
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,14 +50,21 @@ class Backend:
     compile: str = "none"
     """``none``, ``graphs`` or ``inductor``"""
     compile_reason: str = "asked for"
+    tf32: bool = False
+    """Whether CUDA may round the inputs of float32 products."""
+    deterministic: bool = True
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @property
     def precision(self) -> str:
-        """``float32`` or ``bfloat16``"""
-        return str(self.dtype).removeprefix("torch.")
+        """``float32``, ``tf32`` or ``bfloat16``"""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    def repeatable(self) -> AbstractContextManager[None]:
+        """Around training: what would add in a changing order raises, unless ``model.deterministic`` is false."""
+        return arithmetic.repeatable(self.deterministic and self.device.type == "cuda")
 
     def shared(self, config: Config, n: int) -> Config:
         """The config for each of n processes on this machine: memory that was not asked for is divided among them."""
@@ -110,6 +118,9 @@ def resolve(config: Config) -> Backend:
     if device.type == "cpu":
         heap.keep_freed()  # for the whole process, as its threads are
     dtype, dtype_reason = _dtype(config.model.precision, device)
+    tf32 = config.model.precision == "tf32"
+    if device.type == "cuda":
+        arithmetic.settle(tf32, config.model.deterministic)
 
     @functools.cache  # asked twice at most, and cuML takes seconds to import
     def trouble() -> str | None:
@@ -139,7 +150,7 @@ def resolve(config: Config) -> Backend:
         stream, stream_reason = "dali", "it cuts and normalises on the device"
     return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
                    loader_reason, stream, stream_reason, budget, config.model.fold_norms, config.model.compile,
-                   _compiler(config.model.compile, device))
+                   _compiler(config.model.compile, device), tf32, config.model.deterministic)
 
 
 def find_loader(wanted: str) -> tuple[str, str]:
@@ -230,14 +241,24 @@ def _library(key: str, wanted: str, on_host: str, trouble: Callable[[], str | No
 
 
 def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
-    if wanted != "auto":
-        return getattr(torch, wanted), "asked for"
-    if device.type == "cuda":
+    """Raises `InputError` where TF32 is asked for and nothing here rounds so."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Absent before torch 2.10; without it float32 is chosen, which is right everywhere.
         flags: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
+    if wanted == "tf32":
+        if not (on_gpu and native):  # the same GPUs have both
+            where = torch.cuda.get_device_name() if on_gpu else "the CPU"
+            raise InputError("model.precision is 'tf32', which needs a GPU of compute capability 8.0 or more; this run "
+                             f"is on {where}. Use model.precision: auto, float32 or bfloat16.")
+        return torch.float32, "asked for"
+    if wanted == "bfloat16" and on_gpu and not native:
+        return torch.bfloat16, "asked for; this GPU emulates it, slower than float32"
+    if wanted != "auto":
+        return getattr(torch, wanted), "asked for"
     if native:
         return torch.bfloat16, "the processor multiplies it natively"
     return torch.float32, "the processor has no native bfloat16"

@@ -75,7 +75,8 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     for epoch in range(1, epochs + 1):
         model.train()
         batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
-        mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend))
+        with backend.repeatable():
+            mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend))
         schedule.step()
         if not math.isfinite(mean_loss):
             raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "

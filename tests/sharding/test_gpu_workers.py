@@ -1,0 +1,59 @@
+"""Workers of a machine with GPUs, on one without: what they are started with must be what starts them."""
+
+import os
+import signal
+import sys
+import types
+import warnings
+
+import distributed
+import pytest
+import torch
+
+from meal_gpu.sharding import cluster
+
+
+class StandIn(distributed.LocalCluster):
+    """Does with its arguments what `dask_cuda.LocalCUDACluster` 26.10 does: its preload and words come after ours."""
+
+    def __init__(self, threads_per_worker, **kwargs):
+        super().__init__(n_workers=0, threads_per_worker=threads_per_worker, processes=True, **kwargs)
+        options = self.new_spec["options"]
+        options["preload"] = options.get("preload", []) + ["signal"]
+        options["preload_argv"] = options.get("preload_argv", []) + ["--create-cuda-context"]
+        self.scale(1)
+        self.sync(self._correct_state)
+
+
+def facts() -> tuple[str | None, bool]:
+    """Of a worker: the threads it was given, and whether our preload has run."""
+    return os.environ.get("OMP_NUM_THREADS"), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_worker_starts_where_a_library_adds_to_our_values(monkeypatch):
+    """`preload` was a word once, and Dask-CUDA adds a list to it."""
+    monkeypatch.setitem(sys.modules, "dask_cuda", types.SimpleNamespace(LocalCUDACluster=StandIn))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with cluster.cuda(1) as client:
+        client.wait_for_workers(1, timeout=60)
+        assert set(client.run(facts).values()) == {("1", True)}
+        monkeypatch.setitem(cluster.COMMON, "preload", "meal_gpu.sharding.cluster")
+        with pytest.raises(TypeError, match="can only concatenate str"), cluster.cuda(1):
+            pass
+
+
+def test_a_worker_of_dask_cuda_starts(monkeypatch):
+    """Dask-CUDA itself: only the driver's management library, which it asks for memory and cores, is replaced."""
+    utils = pytest.importorskip("dask_cuda.utils", reason="without the extra meal-gpu[cuda] there is no Dask-CUDA")
+    real = utils.pynvml
+    one_gpu = types.SimpleNamespace(
+        NVMLError=real.NVMLError, NVMLError_NotSupported=real.NVMLError_NotSupported, nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 1, nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda handle: types.SimpleNamespace(total=2**34),
+        nvmlDeviceGetCpuAffinity=lambda handle, words: [1] + [0] * (words - 1))
+    monkeypatch.setattr(utils, "pynvml", one_gpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with warnings.catch_warnings(), cluster.cuda(1) as client:
+        client.wait_for_workers(1, timeout=60)
+        assert set(client.run(facts).values()) == {("1", True)}
+        assert set(client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).values()) == {"0"}
