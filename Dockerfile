@@ -55,7 +55,7 @@ WORKDIR /
 USER 1000:1000
 # `docker stop` is Ctrl-C: finished rounds are kept, the exit code is 130, and --resume goes on.
 STOPSIGNAL SIGINT
-HEALTHCHECK --interval=10m --timeout=2m --start-period=2m CMD ["meal-gpu", "info"]
+HEALTHCHECK --interval=10m --timeout=30s --start-period=30s CMD ["meal-gpu", "--version"]
 ENTRYPOINT ["meal-gpu"]
 CMD ["--help"]
 
@@ -81,6 +81,6 @@ VOLUME ["/cache", "/runs"]
 WORKDIR /
 USER 1000:1000
 STOPSIGNAL SIGINT
-HEALTHCHECK --interval=10m --timeout=2m --start-period=2m CMD ["meal-gpu", "info"]
+HEALTHCHECK --interval=10m --timeout=30s --start-period=30s CMD ["meal-gpu", "--version"]
 ENTRYPOINT ["meal-gpu"]
 CMD ["--help"]

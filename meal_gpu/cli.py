@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted (and resumable).
 """
 
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable
@@ -43,6 +44,18 @@ SchedulerOption = Annotated[str | None, typer.Option(
     metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
 CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
 OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(importlib.metadata.version("meal-gpu"), highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                 help="Print the version and stop.")] = False) -> None:
+    """Manifold Embedding-based Active Learning: which image patches to label next."""
 
 
 @app.command()
@@ -148,9 +161,10 @@ def info(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CON
     from .machine.card import card
     from .planning.estimate import describe as estimated
     from .planning.sizing import Extent, describe
+    from .stages.select import find_strategy
 
     loaded = Config.load(config or {}, set_)
-    backend = resolve(loaded)
+    backend = resolve(loaded, find_strategy(loaded.query.strategy).embeds)
     needs, stages = {}, {}
     if config:
         extent = Extent.of(loaded)

@@ -68,7 +68,7 @@ def test_resident_streamed_and_pillow_are_one(camvid_root, weights_file, tmp_pat
     assert streamed.mapped is experiments["streamed"].stores.train.images
     assert isinstance(experiments["by DALI"].train.frames, StreamedFrames)
     store, grid = experiments["streamed"].stores.train, held.images_grid
-    tiled = FrameReader((360, 480), (4, 4), False, held.device, 4)
+    tiled = FrameReader((360, 480), (4, 4), held.device, 4)
     patches = torch.cat([part.flatten(0, 1) for part in tiled.read([[row] for row in store.images])])
     for i, sample in enumerate(experiments["streamed"].stores.dataset.train):
         by_pillow = np.array(Image.open(sample.image))

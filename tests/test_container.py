@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -144,8 +145,17 @@ def test_the_image_is_the_command_line(stage):
     assert json.loads(all_of(stage, "ENTRYPOINT")[0]) == ["meal-gpu"]
     assert "meal-gpu" in PROJECT["scripts"]
     program, *arguments = json.loads(all_of(stage, "HEALTHCHECK")[0].partition("CMD ")[2])
-    assert (program, arguments) == ("meal-gpu", ["info"])
-    parse(arguments)
+    assert (program, arguments) == ("meal-gpu", ["--version"])
+
+
+def test_the_health_check_touches_no_gpu():
+    """It comes every ten minutes, beside a run: no CUDA context of its own, no cuML, not even PyTorch."""
+    code = ("import sys; from meal_gpu.cli import main\nsys.argv[1:] = ['--version']\ntry: main()\n"
+            "except SystemExit as stop: assert not stop.code\n"
+            "assert not {'torch', 'cuml', 'cupy', 'numba'} & set(sys.modules), sorted(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert done.stdout.strip() == PROJECT["version"]
 
 
 def test_shipped_paths_are_the_mounts(monkeypatch):

@@ -190,7 +190,7 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
     def by_dali(tiles: Size) -> Callable[[], None]:
         from meal_gpu.data.dali import FrameReader
 
-        reader = FrameReader(case.size, None if tiles == (1, 1) else tiles, False, device, step)
+        reader = FrameReader(case.size, None if tiles == (1, 1) else tiles, device, step)
         return lambda: _exhaust(reader.read, (store[part] for part in parts))
 
     for context, unit in (("image", "images"), ("patch", "patches")):

@@ -3,6 +3,7 @@
 Both are one definition for CPU and GPU: the device is an argument. Importing this module imports DALI.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from ..grid import Size
 from .imagefile import Picture
-from .pixels import MEAN_255, STD_255
 
 Rows = list[np.ndarray]
 Batch = list[np.ndarray] | np.ndarray
 """Images one by one, or in one array ``[B, H, W, 3]``, which nothing needs to gather."""
 _AHEAD = 2
 """Batches in the pipeline at once: one that is used, one that is being read."""
+_READ_LATE = 4
+"""Batches that the device may lag behind; then the host waits for it."""
 
 
 class DaliDecoder:
@@ -47,7 +49,8 @@ class DaliDecoder:
 
 
 class FrameReader:
-    """Images uint8 → frames as the network wants them, on the device, double-buffered.
+    """Images uint8 → frames uint8 on the device, double-buffered. Normalising them is PyTorch's (`pixels.normalise`): a
+    quarter of the bytes come through here, and the arithmetic is one everywhere.
 
     Parameters
     ----------
@@ -56,20 +59,23 @@ class FrameReader:
     tiles
         Cut each image into ``(rows, cols)`` equal patches, each a frame; what the grid leaves over is cropped. None:
         the image is the frame.
-    normalised
-        Frames as float32 with ImageNet's mean and deviation, else as they are: uint8.
     device
         Where frames are delivered.
+    batch
+        Images in a batch, at most.
     """
 
-    def __init__(self, size: Size, tiles: Size | None, normalised: bool, device: torch.device, batch: int) -> None:
-        gpu = device.type == "cuda"
+    def __init__(self, size: Size, tiles: Size | None, device: torch.device, batch: int) -> None:
+        gpu, self.batch = device.type == "cuda", batch
         self._pending: Iterator[Batch] = iter(())
         # DALI reads the arrays where they are: those of the batches under way must not be freed.
         self._under_way: deque[Batch] = deque(maxlen=_AHEAD + 2)
         self._device = device
+        # PyTorch reads DALI's own memory. It is given back when the device has passed what was asked of it since.
+        self._read_late: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        weakref.finalize(self, _wait, self._read_late).atexit = False
         device_id = (torch.cuda.current_device() if device.index is None else device.index) if gpu else None
-        self._pipe = _reading(self._next, size, tiles, normalised, gpu=gpu, batch_size=batch,
+        self._pipe = _reading(self._next, size, tiles, gpu=gpu, batch_size=batch,
                               num_threads=min(8, torch.get_num_threads()), device_id=device_id)
         self._pipe.build()
 
@@ -81,7 +87,8 @@ class FrameReader:
         """Frames ``[B, h, w, 3]`` of each batch of images (``[B, cells, h, w, 3]`` with tiles).
 
         While one batch is used the next is being read: a batch is asked for before the one ahead of it is handed out.
-        One pass at a time. The images are not copied: they must stay as they are until their frames have come.
+        One pass at a time. The images are not copied: they must stay as they are until their frames have come. On a GPU
+        whoever keeps frames beyond the next batch copies them, on the stream that is current here.
         """
         self._pending = iter(batches)
         while True:
@@ -91,7 +98,13 @@ class FrameReader:
             except StopIteration:
                 self._pipe.reset()
                 return
-            yield torch.from_dlpack(out.as_tensor())
+            frames = torch.from_dlpack(out.as_tensor())
+            yield frames
+            if stream is not None:
+                self._read_late.append((frames, stream.record_event()))
+                while self._read_late and (len(self._read_late) > _READ_LATE or self._read_late[0][1].query()):
+                    self._read_late.popleft()[1].synchronize()
+            del frames
 
 
 @pipeline_def(exec_dynamic=True, prefetch_queue_depth=1, exec_async=False, exec_pipelined=False)
@@ -106,7 +119,7 @@ def _decoding(size: Size | None, mixed: bool) -> Pipeline:
 
 
 @pipeline_def(exec_dynamic=True, prefetch_queue_depth=_AHEAD)
-def _reading(source: Callable[[], Batch], size: Size, tiles: Size | None, normalised: bool, gpu: bool) -> Pipeline:
+def _reading(source: Callable[[], Batch], size: Size, tiles: Size | None, gpu: bool) -> Pipeline:
     images = fn.external_source(source=source, dtype=types.UINT8, ndim=3, layout="HWC", no_copy=True)
     if gpu:
         images = images.gpu()
@@ -117,11 +130,13 @@ def _reading(source: Callable[[], Batch], size: Size, tiles: Size | None, normal
         images = fn.reshape(images, shape=[rows, height, cols, width, 3])
         images = fn.transpose(images, perm=[0, 2, 1, 3, 4])
         images = fn.reshape(images, shape=[rows * cols, height, width, 3], layout="FHWC")
-    if normalised:
-        # The network reads channels_last, so the channels stay where they are.
-        images = fn.crop_mirror_normalize(images, dtype=types.FLOAT, mean=list(MEAN_255), std=list(STD_255),
-                                          output_layout="HWC" if tiles is None else "FHWC")
     return images
+
+
+def _wait(read_late: "deque[tuple[Tensor, torch.cuda.Event]]") -> None:
+    """Before memory that the device may still read is given back."""
+    while read_late:
+        read_late.popleft()[1].synchronize()
 
 
 def _as_ppm(pixels: np.ndarray) -> np.ndarray:

@@ -7,10 +7,11 @@ pixels. What was handed out is never written again while anybody holds it.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from ..kernels import cut_frames
 from .blocks import Blocks
 from .pixels import normalise, statistics
 from .store import expect, release
+
+if TYPE_CHECKING:
+    from .dali import FrameReader
 
 Part = tuple[int, int]
 """Images ``first … last - 1``."""
@@ -158,12 +162,13 @@ class HeldFrames(Frames):
                 release(self.mapped, *part)
 
 
-Reading = Callable[[Iterable[list[np.ndarray] | np.ndarray]], Iterator[Tensor]]
+_PIPELINE = 64
+"""Images that a pipeline takes at once, if no pass needs more: so that one of them serves all."""
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedFrames(Frames):
-    """Frames streamed from a store by DALI: read, cut and normalised a batch ahead of whoever uses them.
+    """Frames streamed from a store by DALI: read and cut a batch ahead of whoever uses them, normalised as they come.
 
     For a GPU: the work is done there. On the CPU `HeldFrames` of the mapped store cost a fraction of it; what this is
     for there is to show that both give the same bits.
@@ -171,8 +176,8 @@ class StreamedFrames(Frames):
 
     images: np.ndarray
     """uint8 ``[N, H, W, 3]``, memory-mapped."""
-    _idle: dict[tuple[bool, int], Reading] = field(default_factory=dict)
-    """Pipelines that no pass is using, by what they cut and their largest batch."""
+    _idle: "dict[bool, FrameReader]" = field(default_factory=dict)
+    """The pipeline that no pass is using, by whether it cuts."""
 
     @property
     def n_images(self) -> int:
@@ -182,16 +187,20 @@ class StreamedFrames(Frames):
         batches = (self.images[first:last] for first, last in parts)
         largest = max((last - first for first, last in parts), default=1)
         for (first, last), pixels in zip(parts, self._pass(self.context == "patch", largest, batches), strict=True):
-            yield pixels.flatten(0, -4).permute(0, 3, 1, 2)
+            yield normalise(pixels.flatten(0, -4), self._statistics)
             release(self.images, first, last)
 
     def read(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         wanted = [batch.tolist() for batch in batches]
         rows = ([self._cut(frame) for frame in batch] for batch in wanted)
         for batch, pixels in zip(wanted, self._pass(False, max(map(len, wanted), default=1), rows), strict=True):
-            yield pixels.permute(0, 3, 1, 2)
+            yield normalise(pixels, self._statistics)
             for frame in batch:
                 release(self.images, frame // self.per_image, frame // self.per_image + 1)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return statistics(self.device)
 
     def _cut(self, frame: int) -> np.ndarray:
         if self.context == "image":
@@ -203,16 +212,16 @@ class StreamedFrames(Frames):
     def _pass(self, tiled: bool, largest: int, batches: Iterable[list[np.ndarray] | np.ndarray]) -> Iterator[Tensor]:
         """One pass through a pipeline of its own; a pass that was left in the middle takes its pipeline with it."""
         grid = self.images_grid
-        reading = self._idle.pop((tiled, largest), None)
-        if reading is None:
+        reader = self._idle.pop(tiled, None)
+        if reader is None or reader.batch < largest:
             from .dali import FrameReader
 
             size = (grid.height, grid.width) if tiled or self.context == "image" else (
                 grid.patch_height, grid.patch_width)
             tiles = (grid.rows, grid.cols) if tiled else None
-            reading = FrameReader(size, tiles, True, self.device, largest).read
-        yield from reading(batches)
-        self._idle[tiled, largest] = reading
+            reader = FrameReader(size, tiles, self.device, max(largest, _PIPELINE))
+        yield from reader.read(batches)
+        self._idle[tiled] = reader
 
 
 def sent(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
@@ -230,7 +239,7 @@ def resident(images: np.ndarray, device: torch.device, stream: str) -> Tensor:
     if stream == "dali":
         from .dali import FrameReader
 
-        parts = FrameReader((height, width), None, False, device, step).read(stored)
+        parts = FrameReader((height, width), None, device, step).read(stored)
     else:
         parts = map(as_tensor, stored)
     for first, part in zip(firsts, parts, strict=True):

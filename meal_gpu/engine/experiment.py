@@ -116,7 +116,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
 
 def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
     strategy = find_strategy(config.query.strategy)
-    backend = resolve(config)
+    backend = resolve(config, strategy.embeds)
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
     check_feasible(config, dataset)

@@ -39,16 +39,17 @@ def settled() -> dict[str, bool | str]:
 @contextmanager
 def repeatable(wanted: bool) -> Iterator[None]:
     """Let PyTorch refuse what it could only compute in a changing order; for training, where all is known to pass."""
-    before, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic
+    before, filled = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a launch for each new tensor, and no bit differs
+        switch.fill_uninitialized_memory = False  # a launch for each new tensor, and no bit differs
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        switch.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -108,8 +108,11 @@ class Backend:
         }
 
 
-def resolve(config: Config) -> Backend:
+def resolve(config: Config, embeds: bool = True) -> Backend:
     """Choose device, precision and backends.
+
+    ``embeds``: whether anything is to be embedded. Where not, `umap.backend: auto` tries nothing: cuML takes seconds to
+    import and a context of its own on the device.
 
     Raises `InputError` for an explicit choice that this machine does not have.
     """
@@ -132,7 +135,10 @@ def resolve(config: Config) -> Backend:
         unknown = config.umap.metric in rapids.MISSING_METRICS
         return f"cuML does not measure umap.metric '{config.umap.metric}'" if unknown else trouble()
 
-    umap, umap_reason = _library("umap.backend", config.umap.backend, "umap-learn", umap_trouble)
+    if embeds or config.umap.backend == "cuml":
+        umap, umap_reason = _library("umap.backend", config.umap.backend, "umap-learn", umap_trouble)
+    else:
+        umap, umap_reason = "umap-learn", "not used: nothing is embedded here"
     kmeans, kmeans_reason = "sklearn", "not used: query.selector is seeding"
     if config.query.selector == "kmeans" or config.query.kmeans == "cuml":
         kmeans, kmeans_reason = _library("query.kmeans", config.query.kmeans, "sklearn", trouble)
@@ -141,13 +147,7 @@ def resolve(config: Config) -> Backend:
     else:
         budget = card.free_bytes(device) // 2
     loader, loader_reason = find_loader(config.data.loader)
-    stream, stream_reason = "mapped", "the loader is not DALI"
-    if config.data.loader == "dali":
-        stream, stream_reason = "dali", "asked for"
-    elif device.type == "cpu":
-        stream_reason = "frames are cut where the store is in memory"
-    elif loader == "dali":
-        stream, stream_reason = "dali", "it cuts and normalises on the device"
+    stream, stream_reason = _stream(config, device, loader)
     return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
                    loader_reason, stream, stream_reason, budget, config.model.fold_norms, config.model.compile,
                    _compiler(config.model.compile, device), tf32, config.model.deterministic)
@@ -170,6 +170,28 @@ def find_loader(wanted: str) -> tuple[str, str]:
         raise InputError("data.loader is 'dali', but NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 (on "
                          "Linux), or use data.loader: auto or torchvision.")
     return "torchvision", "NVIDIA DALI is not installed"
+
+
+def _stream(config: Config, device: torch.device, loader: str) -> tuple[str, str]:
+    """Raises `InputError` where DALI is to stream while graphs are recorded.
+
+    It gives memory back from a thread of its own, which waits for the whole device first, and CUDA ends a recording
+    that somebody waits for in this way. Nothing tells when it will.
+    """
+    records = config.model.compile != "none" and device.type == "cuda"
+    if config.data.loader == "dali":
+        if records:
+            raise InputError(f"data.loader is 'dali' and model.compile is '{config.model.compile}': DALI waits for the "
+                             "device when it likes, which CUDA forbids while a graph is recorded. Use data.loader: auto "
+                             "(the store is then decoded by DALI and streamed without it), or model.compile: none.")
+        return "dali", "asked for"
+    if device.type == "cpu":
+        return "mapped", "frames are cut where the store is in memory"
+    if loader != "dali":
+        return "mapped", "the loader is not DALI"
+    if records:
+        return "mapped", "model.compile records graphs, which DALI could disturb"
+    return "dali", "it cuts on the device"
 
 
 def announce(backend: Backend, config: Config) -> None:

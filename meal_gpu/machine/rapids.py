@@ -33,18 +33,27 @@ def fit_umap(features: Tensor, config: UmapConfig, seed: int) -> tuple[Tensor, A
     """Points float32 ``[n, n_components]`` of vectors float32 ``[n, C]`` (CUDA, n >= 3), and what `place_umap` needs.
 
     The seed makes cuML repeat itself, and also keeps it right on fewer than about 90 vectors. The neighbours are
-    searched by brute force at every size: above 50,000 vectors cuML's own choice is not reproducible, seed or not.
+    searched by brute force at every size: with a seed that is cuML's own choice too, also above 50,000 vectors, where
+    without one it would take the faster search that does not repeat itself. It is asked for so that it stays.
     """
     from cuml.manifold import UMAP
 
     reducer = UMAP(
         n_neighbors=min(config.n_neighbors, len(features) - 1), n_components=config.n_components,
         min_dist=config.min_dist, metric=config.metric, random_state=seed, build_algo="brute_force_knn",
-        # Spectral initialisation needs more vectors than components + 1.
-        init="spectral" if len(features) > config.n_components + 2 else "random", output_type="cupy",
+        init="spectral" if len(features) >= fewest_for_spectral(config.n_components) else "random", output_type="cupy",
     )
     with torch.cuda.device(features.device):
         return torch.from_dlpack(reducer.fit_transform(_ready(features))), reducer
+
+
+def fewest_for_spectral(n_components: int) -> int:
+    """Vectors from which on cuVS's spectral start can be asked for.
+
+    It looks for k = d + 1 eigenvectors (the first is left out) in a Krylov space of ``min(n - k, max(2 k + 1, 20))``
+    dimensions, which must be more than k for its restarts; only n > k is checked there.
+    """
+    return 2 * n_components + 4
 
 
 def place_umap(reducer: Any, features: Tensor) -> Tensor:

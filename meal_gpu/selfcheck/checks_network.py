@@ -40,7 +40,7 @@ TOY: dict[str, Any] = {
 
 def network_cpu() -> Finding:
     """The network in this CPU's precision against float32, on the CPU."""
-    dtype = resolve(Config.load({"device": "cpu"})).dtype
+    dtype = resolve(Config.load({"device": "cpu"}), embeds=False).dtype
     if dtype == torch.float32:
         raise Unavailable("this processor has no native bfloat16: the network runs in float32")
     return _network(torch.device("cpu"), dtype, 0.1)
@@ -51,7 +51,7 @@ def network_cuda() -> Finding:
     device = outcome.cuda()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         text, numbers = _network(device, torch.float32, 1e-3)
-    dtype = resolve(Config()).dtype
+    dtype = resolve(Config(), embeds=False).dtype
     other, more = _network(device, dtype, 0.1)
     return f"{text}; {other}", {**numbers, **{f"{outcome.name(dtype)}_{key}": value for key, value in more.items()}}
 

@@ -70,7 +70,7 @@ class Holder:
 
     def __init__(self, job: Job) -> None:
         self.job, self.config = job, Config.load(yaml.safe_load(job.config))
-        self.backend: Backend = resolve(self.config)
+        self.backend: Backend = resolve(self.config, embeds=False)
         self.shards: dict[Shard, Held] = {}
         self._networks: dict[int, DeepLabV3Plus] = {}
         """By the number of classes."""

@@ -57,8 +57,8 @@ class Shards:
            ranges: Sequence[Shard] | None = None) -> "Shards":
         """Cut a pool into equal ranges, one per worker, or into those given."""
         settled = config.revised("model", precision=backend.precision)  # not what another processor would choose
-        if workers.share_memory:
-            settled = backend.shared(settled, len(workers) + 1)  # and this process
+        if workers.sharers > 1:
+            settled = backend.shared(settled, workers.sharers)
         job = Job(uuid.uuid4().hex, settled.dump(), str(store.absolute()), batch)
         return cls(workers, job, ranges or even(frames.n_images, len(workers)), frames.images_grid.cells,
                    frames.device, frames.count)
@@ -174,7 +174,7 @@ def start(config: Config) -> Workers:
     """The workers that ``query.workers`` names. Raises `InputError` where there are none."""
     wanted = config.query.workers
     place = processes() if wanted is None else wanted
-    return Workers(cluster.at(place), share_memory=isinstance(place, int))
+    return Workers(cluster.at(place), share_memory=isinstance(place, int), share_gpu=place == "cuda")
 
 
 def check_local(config: Config, doing: str) -> None:

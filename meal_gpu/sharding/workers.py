@@ -41,11 +41,13 @@ class Broadcast:
 class Workers:
     """Workers that hold parts of something, and are asked about these; see `ask`.
 
-    ``share_memory``: they live on this machine and share what it has.
+    ``share_memory``: they live on this machine and share what it has. ``share_gpu``: each has a GPU of this machine,
+    the first the one that this process is on.
     """
 
-    def __init__(self, place: AbstractContextManager["Client"], share_memory: bool = False) -> None:
-        self.share_memory, self._exit = share_memory, ExitStack()
+    def __init__(self, place: AbstractContextManager["Client"], share_memory: bool = False,
+                 share_gpu: bool = False) -> None:
+        self.share_memory, self.share_gpu, self._exit = share_memory, share_gpu, ExitStack()
         self.client = self._exit.enter_context(place)
         self._topic, self._heard = f"meal-gpu-{uuid.uuid4().hex}", dict[Any, tuple[str, int]]()
         self._homes: dict[Any, str] = {}
@@ -58,6 +60,13 @@ class Workers:
 
     def __len__(self) -> int:
         return len(self._addresses())
+
+    @property
+    def sharers(self) -> int:
+        """Processes among which the memory is divided that this process has found free, itself included."""
+        if self.share_gpu:  # parts are equal, so that the worker beside this process says what each can hold
+            return 2
+        return len(self) + 1 if self.share_memory else 1
 
     def close(self) -> None:
         self._exit.close()

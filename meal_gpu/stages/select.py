@@ -191,6 +191,11 @@ class Strategy:
     choose: Callable[[PoolView, int], Tensor]
     needs: frozenset[str] = frozenset()
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it may ask for places in an embedding: of the pool's features, or of those of its candidates."""
+        return not self.needs.isdisjoint({"embedding", "features"})
+
 
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(random),

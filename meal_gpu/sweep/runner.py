@@ -90,7 +90,7 @@ def check(points: Sequence[Point], directory: Path, data_here: bool = True) -> N
                 key = point.config.data
                 opened[key] = opened.get(key) or open_dataset(key)
                 check_feasible(point.config, opened[key])
-                resolve(point.config)
+                resolve(point.config, find_strategy(point.config.query.strategy).embeds)
         except InputError as error:
             raise InputError(f"Point {point.name}: {error}") from None
 
@@ -104,7 +104,7 @@ def _run(client: "Client", missing: Sequence[Point], directory: Path, console: C
     for point in missing:
         config = point.config
         if slots is not None:  # each would take half of what is free now
-            config = resolve(config).shared(config, slots)
+            config = resolve(config, embeds=False).shared(config, slots)
         todo.append(Job(point.name, str(directory / point.name), config.dump()))
     shape = [(point.name, len(point.config.seeds), point.config.query.rounds + 1) for point in missing]
     failures = {}

@@ -1,7 +1,9 @@
 """Frames, held and streamed, against plain slices: equal to the last bit, whatever brings them."""
 
+import gc
 import importlib.util
 import mmap
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,8 +205,32 @@ def pretended_gpu(monkeypatch):
     monkeypatch.setattr(wrapped, "_reading", on_the_cpu)
     monkeypatch.setattr(dali.Pipeline, "outputs", handed_over)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
     return given
+
+
+class Stream:
+    """Of a device that has passed everything but what was recorded last."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def record_event(self):
+        return Event()
+
+
+class Event:
+    made: "list[Event]" = []
+
+    def __init__(self):
+        self.waited = False
+        Event.made.append(self)
+
+    def query(self):
+        return self.waited
+
+    def synchronize(self):
+        self.waited = True
 
 
 def test_batches_come_on_the_stream_that_uses_them(tmp_path, pretended_gpu):
@@ -212,10 +238,51 @@ def test_batches_come_on_the_stream_that_uses_them(tmp_path, pretended_gpu):
     from meal_gpu.data.dali import FrameReader
 
     images = noise(5, 8, 8)
-    read = FrameReader((8, 8), None, False, torch.device("cuda"), 2).read
+    read = FrameReader((8, 8), None, torch.device("cuda"), 2).read
     batches = [images.numpy()[i : i + 2] for i in (0, 2, 4)]
     assert torch.equal(torch.cat([pixels.clone() for pixels in read(batches)]), images)
-    assert pretended_gpu == ["stream of cuda"] * 4  # the last says that there is no more
+    assert [stream.device.type for stream in pretended_gpu] == ["cuda"] * 4  # the last says that there is no more
+
+
+def test_what_the_device_may_still_read_is_not_given_back(pretended_gpu, monkeypatch):
+    """Pixels are DALI's own memory. A device that lags: its last batches are kept, and whoever ends waits for them."""
+    from meal_gpu.data import dali
+
+    monkeypatch.setattr(Event, "made", [])
+    images = noise(10, 8, 8)
+    reader = dali.FrameReader((8, 8), None, torch.device("cuda"), 1)
+    held, gone = [], []
+    for pixels in reader.read([images.numpy()[i : i + 1] for i in range(10)]):
+        held.append(weakref.ref(pixels))
+        del pixels
+        gone.append([event.waited for event in Event.made].count(True))
+        gc.collect()
+        alive = sum(ref() is not None for ref in held)
+        assert alive == min(len(held), dali._READ_LATE + 1)
+    assert gone == [0] * (dali._READ_LATE + 1) + list(range(1, 10 - dali._READ_LATE))  # and waited for before that
+    assert len(reader._read_late) == dali._READ_LATE
+    del reader
+    gc.collect()
+    assert all(event.waited for event in Event.made)
+    assert all(ref() is None for ref in held)
+
+
+def test_one_pipeline_serves_batches_of_any_size(tmp_path, monkeypatch):
+    """It has threads and buffers of its own: scans and reads of all sizes share it, and only a larger batch ends it."""
+    dali = pytest.importorskip("meal_gpu.data.dali")
+    made, real = [], dali.FrameReader
+    monkeypatch.setattr(dali, "FrameReader", lambda *args: made.append(args) or real(*args))
+    images, grid = noise(70, 8, 8), Grid(2, 2, 8, 8)
+    frames, expected = StreamedFrames(grid, "image", CPU, mapped(images, tmp_path / "images")), normalise(images)
+    for size in (1, 3, 7, 2):
+        assert torch.equal(torch.cat([pixels for _, pixels in frames.scan(size)]), expected)
+        [pixels] = frames.read([torch.arange(size)])
+        assert torch.equal(pixels, expected[:size])
+    assert len(made) == 1
+    for _ in range(2):
+        [pixels] = frames.read([torch.arange(66)])
+        assert torch.equal(pixels, expected[:66])
+    assert len(made) == 2
 
 
 def test_releasing_keeps_the_pixels_and_ignores_what_is_no_file(tmp_path):

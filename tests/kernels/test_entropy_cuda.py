@@ -1,11 +1,12 @@
 """What entropy.cu computes, against the float64 reference; launched as the program would launch it."""
 
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from entropy_cases import BF16, CLASSES, F16, F32, OTHER_SCORES, SHAPES, entropy_kernels, logits, plan_of
-from ptx import check, needs_ptx
+from ptx import Kernels, check, needs_ptx
 
 from meal_gpu.kernels import reference
 
@@ -68,16 +69,17 @@ def test_more_classes_than_registers(shape: str) -> None:
 @pytest.mark.parametrize("shape", ["remainder", "identity"])
 def test_before_sm_80_a_comparison_stands_for_the_minimum_that_keeps_a_nan(shape: str) -> None:
     """The same bits as on sm_90, and not finite wherever that is not: a NaN or an infinity first, last and between."""
+    _, _, size, grid = SHAPES[shape]
     old, new = (modern_and_old(arch) for arch in ("sm_75", "sm_90"))
     for scale in (1, 60):
         x = logits(11, F32, shape, scale)
-        assert all(map(np.array_equal, old.run(x, shape), new.run(x, shape)))
+        assert all(map(np.array_equal, old.run(x, size, grid), new.run(x, size, grid)))
     for value in (float("nan"), float("inf"), float("-inf")):
         for classes in ([0], [4], [10], [0, 10], [3, 4]):
             x = logits(11, F32, shape, 1)
             x[0, classes, 3, 2] = value
-            sums, pixels = old.run(x, shape)
-            expected_sums, expected_pixels = new.run(x, shape)
+            sums, pixels = old.run(x, size, grid)
+            expected_sums, expected_pixels = new.run(x, size, grid)
             assert np.array_equal(sums, expected_sums, equal_nan=True)
             assert np.array_equal(pixels, expected_pixels, equal_nan=True)
             assert not np.isfinite(sums).all()

@@ -10,8 +10,9 @@ import torch
 
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
-from meal_gpu.machine import backend
+from meal_gpu.machine import arithmetic, backend
 from meal_gpu.machine.backend import announce, resolve
+from meal_gpu.stages.select import find_strategy
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 
@@ -103,6 +104,11 @@ def test_cuml_is_not_tried_where_nobody_wants_it(with_cuda, monkeypatch):
     assert resolve(Config.load({}, ["umap.backend=umap-learn"])).umap == "umap-learn"
     resolve(Config.load({}, ["umap.backend=umap-learn", "query.selector=kmeans", "query.kmeans=sklearn"]))
     resolve(Config.load({}, ["device=cpu", "query.selector=kmeans"]))
+    for strategy in ("random", "entropy"):
+        chosen = resolve(Config.load({}, [f"query.strategy={strategy}"]), find_strategy(strategy).embeds)
+        assert (chosen.umap, chosen.umap_reason) == ("umap-learn", "not used: nothing is embedded here")
+    for strategy in ("meal", "meal_ft"):
+        assert find_strategy(strategy).embeds
 
 
 @pytest.mark.parametrize(("error", "reason"), [
@@ -126,6 +132,99 @@ def test_automatic_choices_are_announced(caplog):
     with caplog.at_level("INFO", logger="meal_gpu"):
         announce(resolve(config), config)
     assert caplog.messages == ["umap: umap-learn (cuML works in CUDA memory, and the run is on the CPU)"]
+
+
+@pytest.fixture
+def switches():
+    """PyTorch's, put back as they were."""
+    tf32, deterministic = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv(arithmetic.WORKSPACE, raising=False)
+        yield
+    arithmetic.settle(tf32, deterministic)
+    os.environ.pop(arithmetic.WORKSPACE, None)
+
+
+@pytest.mark.parametrize(("precision", "dtype", "tf32"), [
+    ("float32", torch.float32, False), ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)])
+@pytest.mark.parametrize("earlier", ["nothing", "older interface", "newer interface"])
+def test_a_precision_is_what_its_name_says(with_cuda, switches, monkeypatch, precision, dtype, tf32, earlier):
+    """Convolutions and products alike, whatever was set before; both of PyTorch's interfaces can be asked, and agree.
+
+    cuDNN's default is TF32, and of the older interface's `False` alone a convolution keeps what is set for everything.
+    """
+    if earlier == "older interface":
+        torch.backends.cudnn.allow_tf32 = not tf32
+    elif earlier == "newer interface" and hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "ieee" if tf32 else "tf32"
+    try:
+        chosen = resolve(Config.load({}, [f"model.precision={precision}"]))
+        assert (chosen.dtype, chosen.tf32, chosen.precision) == (dtype, tf32, precision)
+        found = arithmetic.settled()
+        assert (found.pop("deterministic"), found.pop("benchmark")) == (True, False)
+        assert set(found.values()) <= {tf32, "tf32" if tf32 else "ieee"}
+        with arithmetic.ieee():
+            assert set(arithmetic.settled().values()) <= {False, "ieee", True}
+            assert arithmetic.settled()["tf32 in convolutions"] is False
+        assert arithmetic.settled()["tf32 in convolutions"] is tf32
+    finally:
+        if hasattr(torch.backends, "fp32_precision"):
+            torch.backends.fp32_precision = "none"
+
+
+def test_an_older_gpu_gets_float32(with_cuda, switches, monkeypatch):
+    """A T4 multiplies neither bfloat16 nor TF32: `auto` takes float32, and says why."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    chosen = resolve(Config())
+    assert chosen.choices()["precision"] == "float32 (the processor has no native bfloat16)"
+    asked = resolve(Config.load({}, ["model.precision=bfloat16"]))
+    assert asked.choices()["precision"] == "bfloat16 (asked for; this GPU emulates it, slower than float32)"
+    with pytest.raises(InputError, match=r"'tf32', which needs a GPU of compute capability 8\.0 .* on Tesla T4"):
+        resolve(Config.load({}, ["model.precision=tf32"]))
+    with pytest.raises(InputError, match=r"'tf32', .* this run is on the CPU\. Use model\.precision: auto"):
+        resolve(Config.load({}, ["device=cpu", "model.precision=tf32"]))
+
+
+def test_equal_runs_are_equal_unless_that_is_not_wanted(with_cuda, switches):
+    assert resolve(Config()).deterministic
+    assert torch.backends.cudnn.deterministic
+    assert os.environ[arithmetic.WORKSPACE] == ":4096:8"
+    del os.environ[arithmetic.WORKSPACE]
+    assert not resolve(Config.load({}, ["model.deterministic=false"])).deterministic
+    assert not torch.backends.cudnn.deterministic
+    assert arithmetic.WORKSPACE not in os.environ
+    os.environ[arithmetic.WORKSPACE] = ":16:8"  # somebody's own choice stays
+    resolve(Config())
+    assert os.environ[arithmetic.WORKSPACE] == ":16:8"
+
+
+def test_the_cpu_leaves_the_switches_alone(switches, monkeypatch):
+    monkeypatch.setattr(arithmetic, "settle", lambda *args: pytest.fail("they are CUDA's"))
+    resolve(Config.load({}, ["device=cpu"]))
+
+
+def test_training_refuses_what_would_not_repeat_itself():
+    for wanted in (True, False):
+        with arithmetic.repeatable(wanted):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert torch.utils.deterministic.fill_uninitialized_memory != wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_dali_does_not_stream_while_graphs_are_recorded(with_cuda, switches, monkeypatch):
+    """It waits for the device in a thread of its own; CUDA gives a recording up for that."""
+    monkeypatch.setattr(backend, "find_loader", lambda wanted: ("dali", "installed"))
+    for way in ("graphs", "inductor"):
+        monkeypatch.setattr(backend, "_compiler", lambda wanted, device: "asked for")
+        chosen = resolve(Config.load({}, [f"model.compile={way}"]))
+        assert (chosen.loader, chosen.stream) == ("dali", "mapped")
+        assert "DALI could disturb" in chosen.stream_reason
+        with pytest.raises(InputError, match=rf"data\.loader is 'dali' and model\.compile is '{way}'.*Use data\."):
+            resolve(Config.load({}, [f"model.compile={way}", "data.loader=dali"]))
+    assert resolve(Config()).stream == "dali"
+    assert resolve(Config.load({}, ["device=cpu", "model.compile=graphs", "data.loader=dali"])).stream == "dali"
 
 
 def test_a_gpu_that_is_left_idle_is_a_warning(with_cuda, monkeypatch, caplog, capsys):
@@ -153,7 +252,7 @@ def test_the_budget_is_half_of_what_is_free():
 
 THREADS = """
 import torch
-from meal_gpu import backend
+from meal_gpu.machine import backend
 from meal_gpu.config import Config
 from meal_gpu.kernels import patch_entropy
 

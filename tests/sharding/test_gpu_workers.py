@@ -5,12 +5,14 @@ import signal
 import sys
 import types
 import warnings
+from contextlib import nullcontext
 
 import distributed
 import pytest
 import torch
 
-from meal_gpu.sharding import cluster
+from meal_gpu.config import Config
+from meal_gpu.sharding import cluster, shards
 
 
 class StandIn(distributed.LocalCluster):
@@ -19,8 +21,7 @@ class StandIn(distributed.LocalCluster):
     def __init__(self, threads_per_worker, **kwargs):
         super().__init__(n_workers=0, threads_per_worker=threads_per_worker, processes=True, **kwargs)
         options = self.new_spec["options"]
-        options["preload"] = options.get("preload", []) + ["signal"]
-        options["preload_argv"] = options.get("preload_argv", []) + ["--create-cuda-context"]
+        options["preload"] = options.get("preload", []) + ["signal"]  # noqa: RUF005  as there
         self.scale(1)
         self.sync(self._correct_state)
 
@@ -40,6 +41,17 @@ def test_a_worker_starts_where_a_library_adds_to_our_values(monkeypatch):
         monkeypatch.setitem(cluster.COMMON, "preload", "meal_gpu.sharding.cluster")
         with pytest.raises(TypeError, match="can only concatenate str"), cluster.cuda(1):
             pass
+
+
+@pytest.mark.parametrize(("place", "sharers"), [("cuda", 2), (3, 4), ("tcp://elsewhere:8786", 1)])
+def test_the_memory_beside_a_run_is_divided(monkeypatch, place, sharers):
+    """On GPU 0 the first worker and the run itself would each take half of what is free, the worker of what is left."""
+    client = types.SimpleNamespace(subscribe_topic=lambda *args: None)
+    monkeypatch.setattr(cluster, "at", lambda place: nullcontext(client))
+    monkeypatch.setattr(shards.Workers, "_await_workers", lambda self, seconds: None)
+    monkeypatch.setattr(shards.Workers, "__len__", lambda self: 3)
+    workers = shards.start(Config.load({}, ["query.scoring=sharded", f"query.workers={place}"]))
+    assert workers.sharers == sharers
 
 
 def test_a_worker_of_dask_cuda_starts(monkeypatch):

@@ -52,7 +52,7 @@ def test_ranges_cover_the_pool_evenly(n_images, n):
 class Here:
     """The tasks of `Workers`, done by this process."""
 
-    share_memory = False
+    sharers = 1
 
     def __len__(self):
         return 3
