@@ -6,10 +6,12 @@ query, runs on the CPU, with every call counted that would stop a GPU.
 """
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
-from tiny import tiny_backend, tiny_config
+from tiny import noise, tiny_backend, tiny_config, tiny_model
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,7 +25,7 @@ from meal_gpu.engine.rounds import initial_patches, learn
 from meal_gpu.grid import Grid
 from meal_gpu.machine import rapids
 from meal_gpu.machine.transfers import Transfers
-from meal_gpu.network.features import Features
+from meal_gpu.network.features import Features, logits_of
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import confusion
@@ -177,6 +179,108 @@ def test_nothing_is_made_on_the_host_that_a_graph_could_not_record(pretended):
                           "entropy", backend)
         patch_loss(model.train(), low, high, windows, cells, labels, backend)
     assert host.found == set()
+
+
+class Made(TorchDispatchMode):
+    """Remembers the tensors that are made, without keeping them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[weakref.ref[torch.Tensor]] = []
+        self.operations: set[tuple[str, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        values = [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
+        given = {id(value) for value in tree_leaves((args, kwargs))}  # in place
+        self.tensors += [weakref.ref(value) for value in values if id(value) not in given]
+        floating = ["float"] if any(value.is_floating_point() for value in values) else []
+        accumulates = ["accumulate"] if "index_put" in str(function) and True in args[3:] else []
+        self.operations.add((function.overloadpacket.__name__, *floating, *accumulates))
+        return result
+
+    def left(self) -> list[torch.Tensor]:
+        gc.collect()
+        return [value for made in self.tensors if (value := made()) is not None]
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_nothing_outlives_a_call_that_may_be_recorded(frozen):
+    """What is handed to `Backend.compiled`: a tensor that stays behind would lie in a graph's own memory."""
+    model, backend = tiny_model(freeze_backbone=frozen), tiny_backend()
+    frames = HeldFrames.of(noise(4, 64, 96), Grid(2, 3, 64, 96), "image", torch.device("cpu"))
+    features = Features.of(frames, model, backend, False)
+    constants = features.upsampling, features.means[features.low_size], features.means[features.high_size]
+    windows, cells = features.windows, torch.zeros(4, dtype=torch.int64)
+    labels = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    _, given = next(features.given())
+    low, high = model.features(*given)
+    low, high = low.detach(), high.detach()
+    calls = (lambda: predict_batch(model.eval(), given, *constants, frames.grid,
+                                   ("score", "features", "probabilities"), "entropy", backend),
+             lambda: logits_of(model.eval(), given, features.upsampling, backend),
+             lambda: patch_loss(model.train(), low, high, windows, cells, labels, backend))
+    for call in calls:
+        with Made() as made:
+            call()
+        assert made.tensors
+        assert made.left() == []
+
+
+UNREPEATABLE = {"cumsum", "histc", "bincount", "kthvalue", "median", "put_", "scatter_reduce", "nll_loss2d_forward",
+                "nll_loss2d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward",
+                "upsample_linear1d_backward", "upsample_nearest2d_backward", "_adaptive_avg_pool2d_backward",
+                "_adaptive_avg_pool3d_backward", "avg_pool3d_backward", "max_pool3d_with_indices_backward",
+                "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "max_unpooling2d",
+                "reflection_pad1d_backward", "reflection_pad2d_backward", "replication_pad2d_backward",
+                "grid_sampler_2d_backward", "embedding_dense_backward", "_embedding_bag_backward",
+                "_ctc_loss_backward", "_pdist_backward"}
+"""What `torch.use_deterministic_algorithms` refuses on CUDA, as its documentation lists it (2.14)."""
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_training_step_has_only_operations_that_repeat_themselves_on_cuda(frozen):
+    """A training on CUDA raises at anything else, and that only there: forward and backward, frozen and finetuned."""
+    model, backend = tiny_model(freeze_backbone=frozen), tiny_backend()
+    frames = HeldFrames.of(noise(4, 64, 96), Grid(2, 3, 64, 96), "image", torch.device("cpu"))
+    features = Features.of(frames, model, backend, frozen)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+    ids = torch.tensor([0, 1, 7, 13])
+    labels = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    with Made() as made:
+        train_epoch(model.train(), features, ids, labels, [torch.arange(4)], ids, optimiser, backend)
+    names = {name for name, *_ in made.operations}
+    assert {"convolution_backward", "native_batch_norm_backward"} & names
+    assert names & UNREPEATABLE == set()
+    for name, *how in made.operations:  # these may, in one of their forms
+        assert not (name in ("scatter_add_", "scatter_add") and "float" in how), name
+        assert name not in ("index_put", "index_put_", "_unsafe_index_put") or "accumulate" in how, name
+    with Made() as made:
+        torch.nn.functional.interpolate(torch.ones(1, 1, 2, 2, requires_grad=True), scale_factor=2,
+                                        mode="bilinear").sum().backward()
+    assert {name for name, *_ in made.operations} & UNREPEATABLE == {"upsample_bilinear2d_backward"}
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_running_sums_on_cuda_are_taken_along_rows():
+    """PyTorch gives a vector's to CUB, whose order of additions changes from run to run; rows have a kernel of their
+    own. So equal seeds pick equal patches, of any number of candidates."""
+    seen = []
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ == "cumsum":
+                seen.append((args[0].numel(), args[0].shape[args[1]]))
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Sums():
+        seed_kmeans(torch.zeros(5000, 2, device=CUDA), 3, torch.zeros(3, dtype=torch.float64, device=CUDA))
+    assert len(seen) == 3
+    assert all(elements > along for elements, along in seen)
+    points, uniforms = torch.randn(300, 2), torch.rand(20, dtype=torch.float64)
+    row = torch.rand(300, dtype=torch.float64)
+    assert torch.equal(row.expand(2, -1).cumsum(1)[0], row.cumsum(0))
+    assert len(seed_kmeans(points, 20, uniforms).unique()) == 20
 
 
 READ_ONCE = {"acquire.py: tolist": 1}

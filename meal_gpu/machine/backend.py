@@ -182,8 +182,8 @@ def _stream(config: Config, device: torch.device, loader: str) -> tuple[str, str
     if config.data.loader == "dali":
         if records:
             raise InputError(f"data.loader is 'dali' and model.compile is '{config.model.compile}': DALI waits for the "
-                             "device when it likes, which CUDA forbids while a graph is recorded. Use data.loader: auto "
-                             "(the store is then decoded by DALI and streamed without it), or model.compile: none.")
+                             "device when it likes, which CUDA forbids while a graph is recorded. Use data.loader: "
+                             "auto (DALI decodes the store then, and streams nothing), or model.compile: none.")
         return "dali", "asked for"
     if device.type == "cpu":
         return "mapped", "frames are cut where the store is in memory"

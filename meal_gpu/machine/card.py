@@ -14,14 +14,14 @@ def card() -> dict[str, object]:
     packages = ("torch", "timm", "numba", "umap-learn", "scikit-learn", "numpy")
     extra = ("cupy-cuda13x", "cuml-cu13")
     found: dict[str, object] = {
-        "meal_gpu": importlib.metadata.version("meal-gpu"),
+        "meal_gpu": _version("meal-gpu"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(_total_host_bytes() / 1e9, 1),
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
     for name in extra:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -31,6 +31,14 @@ def card() -> dict[str, object]:
         found["gpu_memory_gb"] = round(torch.cuda.mem_get_info()[1] / 1e9, 1)
         found["cuda"] = torch.version.cuda
     return found
+
+
+def _version(package: str) -> str:
+    """A copy of the sources that nobody installed has none, and is no reason to stop."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def usable_cores() -> int:

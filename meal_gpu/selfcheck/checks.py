@@ -16,7 +16,7 @@ from ..data.frames import HeldFrames, StreamedFrames
 from ..grid import Grid
 from ..kernels import SCORES, patch_entropy, reference
 from ..stages import embed, select
-from . import checks_network, outcome
+from . import checks_device, checks_network, outcome
 from .outcome import Deviation, Finding
 
 
@@ -122,6 +122,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "umap-learn": umap_learn, "umap cuml": umap_cuml, "k-means++": seeding,
     "kmeans sklearn": lambda: _kmeans("sklearn", torch.device("cpu")),
     "kmeans cuml": lambda: _kmeans("cuml", outcome.cuda()), "dali": dali, **checks_network.CHECKS,
+    **checks_device.CHECKS,
 }
 
 

@@ -143,7 +143,8 @@ def seed_kmeans(points: Tensor, n: int, uniforms: Tensor) -> Tensor:
         # Tensor conditions throughout: nothing here waits for the device.
         weight = torch.where(torch.isinf(nearest), 1.0, nearest) * open_
         weight = torch.where(weight.sum() > 0, weight, open_)
-        mass = weight.cumsum(0)
+        # On a GPU a vector is summed in blocks whose order depends on which is first; a row among others is not.
+        mass = weight.expand(2, -1).cumsum(1)[0] if weight.is_cuda else weight.cumsum(0)
         index = torch.searchsorted(mass, (uniforms[i] * mass[-1]).view(1), right=True)
         # u < 1, yet u * total can round up to the total: take the last row with any mass then.
         last = (mass < mass[-1]).sum().view(1)

@@ -6,6 +6,7 @@ import mmap
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ class Stream:
 
 
 class Event:
-    made: "list[Event]" = []
+    made: ClassVar[list["Event"]] = []
 
     def __init__(self):
         self.waited = False

@@ -5,6 +5,7 @@ What a check would find on a GPU is injected here; on a machine that has one, th
 
 import itertools
 import json
+import subprocess
 import sys
 
 import pytest
@@ -17,7 +18,7 @@ from meal_gpu.data.frames import StreamedFrames
 from meal_gpu.engine.acquire import Query
 from meal_gpu.machine.backend import Backend
 from meal_gpu.network import fold
-from meal_gpu.selfcheck import checks, checks_network, outcome
+from meal_gpu.selfcheck import checks, checks_device, checks_network, outcome
 from meal_gpu.selfcheck import runner as selfcheck
 from meal_gpu.selfcheck.checks import CHECKS
 from meal_gpu.selfcheck.runner import Result, as_json, show
@@ -26,7 +27,7 @@ from meal_gpu.stages.train import patch_loss
 
 CPU = torch.device("cpu")
 ON_CUDA = ["kernel cuda", "umap cuml", "kmeans cuml", "network cuda", "folded cuda", "graphs cuda", "inductor cuda",
-           "run cuda"]
+           "run cuda", "arithmetic cuda", "streamed late", "jpeg cuda", "two runs cuda", "memory cuda"]
 
 
 def one(name: str) -> Result:
@@ -193,6 +194,126 @@ def test_a_second_read_is_found(monkeypatch):
 
     monkeypatch.setattr(checks_network, "acquire", reading)
     expect("transfers", "acquire.py: tolist x1", "once was expected")
+
+
+def tf32(x):
+    """Rounded to 10 bits of mantissa, as cuDNN may round what it multiplies."""
+    bits = x.detach().contiguous().view(torch.int32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def test_convolutions_that_round_like_tf32_are_found(monkeypatch, on_cpu):
+    convolve = torch.nn.functional.conv2d
+    monkeypatch.setattr(torch.nn.functional, "conv2d", lambda x, weight, *args, **how: convolve(
+        tf32(x), tf32(weight), *args, **how) if x.dtype == torch.float32 else convolve(x, weight, *args, **how))
+    expect("arithmetic cuda", "a float32 convolution is off by", "as TF32 would be")
+
+
+def test_noise_in_gradients_is_no_failure(monkeypatch, on_cpu):
+    """An order of sums that changes by 1e-7 moves scores after two steps a hundred thousand times as far."""
+    step, draw = torch.optim.Adam.step, torch.Generator().manual_seed(0)
+
+    def noisy(self, *args):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad *= 1 + 1e-7 * torch.randn(p.grad.shape, generator=draw)
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noisy)
+    result = one("graphs cuda")
+    assert result.state == "ok", result
+    assert result.numbers["relative_error"] <= 1e-6
+    assert result.numbers["after_two_steps"] > 1e-6
+    assert one("folded cuda").state == "ok"
+
+
+def test_a_batch_that_was_overwritten_is_found(monkeypatch, on_cpu):
+    pytest.importorskip("nvidia.dali")
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    result = one("streamed late")
+    assert (result.state, result.numbers) == ("ok", {"frames": 96}), result
+    scan = StreamedFrames.scan
+
+    def late(self, size):
+        for frames, pixels in scan(self, size):
+            yield frames, pixels.flip(0) if frames.start == 4 else pixels
+
+    monkeypatch.setattr(StreamedFrames, "scan", late)
+    expect("streamed late", "2 of 48 frames were overwritten")
+
+
+def test_a_jpeg_of_other_pixels_is_found(monkeypatch, on_cpu):
+    dali = pytest.importorskip("meal_gpu.data.dali")
+    real = dali.DaliDecoder
+
+    class Decoder:
+        off = 0
+
+        def __init__(self, size, threads, mixed):
+            self.mixed, self.cpu = mixed, real(size, threads, False)
+
+        def decode(self, pictures):
+            off = self.off * self.mixed
+            return [(pixels // 2 + off).astype(pixels.dtype) for pixels in self.cpu.decode(pictures)]
+
+    monkeypatch.setattr(dali, "DaliDecoder", Decoder)
+    for off, state in ((0, "ok"), (9, "failed")):
+        monkeypatch.setattr(Decoder, "off", off)
+        assert one("jpeg cuda").state == state
+
+
+def test_runs_on_cuda_that_differ_are_found(monkeypatch, on_cpu):
+    runs = itertools.cycle([[[1, 2], [3, 4]], [[1, 2], [3, 4]], [[1, 2], [3, 4]], [[1, 2], [3, 5]]])
+    monkeypatch.setattr(checks_network, "_toy_run", lambda device, **changes: next(runs))
+    expect("two runs cuda", "the second run has 75% of the first one's queries (finetuned")
+
+
+def test_memory_that_nobody_foretold_is_found(monkeypatch, on_cpu):
+    small = {"data": {"dataset": "demo", "image_size": [64, 96], "grid": [2, 3]}, "device": "cpu",
+             "model": {"backbone": "mobilenetv2_035", "weights": "none", "cache_features": "never"}}
+    monkeypatch.setattr(checks_device, "MEASURED", small)
+    for name, value in (("synchronize", None), ("reset_peak_memory_stats", None), ("memory_allocated", 5)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    for peak, state in ((10**6, "ok"), (10**12, "failed")):
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda peak=peak: peak)
+        assert one("memory cuda").state == state
+    expect("memory cuda", "scoring took 1000.00 GB at its peak, and info says")
+
+
+def test_an_evaluation_that_waits_twice_is_found(monkeypatch):
+    def reading(model, features, *args):
+        features.means[features.low_size][0].sum().item()
+        return evaluate(model, features, *args)
+
+    evaluate = checks_device.evaluate
+    monkeypatch.setattr(checks_device, "evaluate", reading)
+    expect("waits", "once was expected")
+
+
+ABSENT = """
+import importlib.abc, json, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("nvidia.dali", "cuml", "dask", "distributed", "dask_cuda", "rmm", "cudf"):
+            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+
+sys.meta_path.insert(0, Refuse())
+from meal_gpu.selfcheck.runner import as_json, selfcheck
+names = ["dali", "streamed late", "jpeg cuda", "umap cuml", "kmeans cuml", "k-means++", "waits"]
+print(json.dumps([(result.name, result.state, result.detail) for result in selfcheck(names)]))
+as_json([])
+"""
+
+
+def test_a_library_that_is_absent_is_no_failure():
+    """In a process of its own, in which DALI, cuML and Dask cannot be found: nothing fails, and nothing crashes."""
+    done = subprocess.run([sys.executable, "-c", ABSENT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    states = {name: (state, detail) for name, state, detail in json.loads(done.stdout.splitlines()[-1])}
+    assert {state for state, _ in states.values()} == {"ok", "not available here"}, states
+    assert states["dali"][0] == "not available here"
+    assert {states["k-means++"][0], states["waits"][0]} == {"ok"}
 
 
 def test_whatever_a_backend_raises_fails_its_check_and_no_other(monkeypatch):
