@@ -143,12 +143,11 @@ def waits() -> Finding:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with checks_network._toy(device.type) as experiment:
         model = experiment.new_model(0, 0).eval()
-        features, masks = experiment.val_features(model), experiment.val_masks
-        assert features is not None
-        assert masks is not None
-        evaluate(model, features, masks, experiment.num_classes, experiment.backend)  # constants go to the device
+        assert experiment.val is not None
+        features, masks, n = experiment.val.features(model), experiment.val.masks, len(experiment.class_names)
+        evaluate(model, features, masks, n, experiment.backend)  # constants go to the device
         with Transfers() as counted:
-            evaluate(model, features, masks, experiment.num_classes, experiment.backend)
+            evaluate(model, features, masks, n, experiment.backend)
     reads, sends = sum(counted.reads.values()), sum(counted.sends.values())
     if set(counted.reads) - {"evaluate.py: tolist"} or reads > 1:
         raise Deviation(f"an evaluation reads the device at {dict(counted.reads)}; once was expected", reads=reads)
