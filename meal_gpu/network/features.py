@@ -14,6 +14,7 @@ from ..grid import Grid, Size
 from ..machine.backend import Backend
 from ..timing import Progress, no_progress
 from .model import RATES, DeepLabV3Plus, Upsampling, upsampling
+from .repeated import repeated
 from .windows import Windows, along, bilinear_matrix
 
 BATCH_PIXELS = 1_400_000
@@ -113,7 +114,7 @@ class Features:
         places = sent([place for _, place in distinct], device)
         for pixels, place in zip(self.frames.read([frames for frames, _ in distinct]), places, strict=True):
             with self.backend.autocast():
-                low, high = (part[place] for part in model.features(pixels))
+                low, high = (repeated(part, place) for part in model.features(pixels))
             yield low, high
 
     @torch.no_grad()
