@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,10 @@ from .timing import Progress, no_progress
 
 UNFINISHED = (".lock", "environment.json", ".environment.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
+
+SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
+"""What of ``environment.json`` decides in which order numbers are added. Equal there, equal runs are equal."""
+_log = logging.getLogger("meal_gpu")
 
 Observer = Callable[[int, Record], None]
 """Called with the seed and the record of every round, finished ones of a resumed run included."""
@@ -204,6 +209,11 @@ def _note_machine(directory: Path, now: dict[str, Any]) -> None:
     file = directory / "environment.json"
     first = json.loads(file.read_bytes()) if file.is_file() else now
     last = first.get("resumed_on", [first])[-1]
+    changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
+               if key in last and key in now and last[key] != now[key]]
+    if changed:
+        _log.warning("Going on with %s: sums are split in another way, so that the next rounds may differ in the last "
+                     "bits, and in their queries, from those that the run would have had.", "; ".join(changed))
     if any(last.get(key) != value for key, value in now.items()):
         first.setdefault("resumed_on", []).append(now)
     write_atomic(file, json.dumps(first, indent=1).encode())

@@ -180,8 +180,11 @@ def _centroids(points: Tensor, n: int, seed: int, library: str) -> Tensor:
 
         return rapids.kmeans_centroids(points, n, seed)
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits  # scikit-learn stands on it
 
-    means = KMeans(n, random_state=seed, n_init=1).fit(points.double().cpu().numpy())
+    # Of more than 256 points Lloyd's sums would be added up by whichever thread is done first.
+    with threadpool_limits(1, user_api="openmp"):
+        means = KMeans(n, random_state=seed, n_init=1).fit(points.double().cpu().numpy())
     return torch.from_numpy(means.cluster_centers_).to(points.device)
 
 

@@ -133,7 +133,8 @@ def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:
     A batch of void only has loss 0, where the mean would be 0/0 and would ruin every weight.
     """
     target = labels.flatten().long()
-    total = F.cross_entropy(pixels.flatten(0, 2), target, ignore_index=255, reduction="sum")
+    # Summed apart: PyTorch's own sum of a matrix [pixels, classes] is one thread block on a GPU, forward and backward.
+    total = F.cross_entropy(pixels.flatten(0, 2), target, ignore_index=255, reduction="none").sum()
     return total / (target != 255).sum().clamp(min=1)
 
 

@@ -14,7 +14,9 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from meal_gpu.launch import _note_machine
 from meal_gpu.machine.backend import resolve
+from meal_gpu.machine.card import card
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -43,3 +45,24 @@ def test_two_runs_give_the_same_records(tmp_path, threads, precision):
     assert whole["threads"] == interrupted["threads"] == threads
     assert len(whole["runs"]) == 12
     assert [name for name, records in whole["runs"].items() if records != interrupted["runs"][name]] == []
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, None), ({"memory_gb": 3.0}, None), ({"threads": 4}, "2 threads before, 4 threads now"),
+    ({"cpu": "AMD EPYC"}, "Intel (processor) before, AMD EPYC (processor) now"),
+])
+def test_going_on_where_sums_are_split_otherwise_warns(tmp_path, caplog, changes, said):
+    started_on = {"threads": 2, "cpu": "Intel", "memory_gb": 8.0}
+    (tmp_path / "environment.json").write_text(json.dumps(started_on))
+    now = {**started_on, **changes}
+    for _ in range(2):  # the second time it is where the run was last
+        _note_machine(tmp_path, now)
+    assert [record.levelname for record in caplog.records] == ([] if said is None else ["WARNING"])
+    assert said is None or said in caplog.text
+    kept = json.loads((tmp_path / "environment.json").read_text())
+    assert kept.get("resumed_on", []) == ([now] if changes else [])
+
+
+def test_the_environment_names_threads_and_processor():
+    assert card()["threads"] == torch.get_num_threads()
+    assert card()["cpu"]
