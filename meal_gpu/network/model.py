@@ -113,7 +113,7 @@ class Decoder(nn.Module):
         return self._classify(_nchw(along(rows.mid_place, cols.mid_place, _nhwc(fused))), padding=0)
 
     def _fuse(self, low: Tensor, aspp: Tensor, up_rows: Tensor, up_cols: Tensor, padding: int) -> Tensor:
-        """conv3x3([low | upsample(aspp)]) + batch-norm + ReLU + dropout; windows of low come with their padding of 1."""
+        """conv3x3([low | upsample(aspp)]) + batch-norm + ReLU + dropout; windows come with their padding of 1."""
         weight = self.fuse.conv.weight
         c_low, channels = low.shape[1], aspp.shape[1]
         # [out, in, dy, dx] → one 1 × 1 product per tap, ordered (dy, dx, out).

@@ -31,5 +31,5 @@ class _Repeated(torch.autograd.Function):
 
 def repeated(maps: Tensor, place: Tensor) -> Tensor:
     """``maps[place]``: maps ``[n, C, h, w]`` of distinct frames, places int64 ``[B]`` → ``[B, C, h, w]``."""
-    taken: Tensor = _Repeated.apply(maps, place)  # type: ignore[no-untyped-call]
+    taken: Tensor = _Repeated.apply(maps, place)
     return taken

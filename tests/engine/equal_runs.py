@@ -22,7 +22,7 @@ from meal_gpu.engine.rounds import run_seed
 from meal_gpu.records import read_rounds
 
 
-class Interrupted(Exception):
+class StopHereError(Exception):
     pass
 
 
@@ -50,7 +50,7 @@ def configured(folder: Path, precision: str, cell: dict[str, Any]) -> Config:
 def records(config: Config, directory: Path, interrupt: bool) -> list[dict[str, Any]]:
     """A run's records without times and memory."""
     def stop(record: dict[str, Any]) -> None:
-        raise Interrupted
+        raise StopHereError
 
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
@@ -60,7 +60,7 @@ def records(config: Config, directory: Path, interrupt: bool) -> list[dict[str, 
         try:
             run_seed(experiment, 0, directory, SimulatedOracle(experiment.stores.train.masks, experiment.grid),
                      observe)
-        except Interrupted:
+        except StopHereError:
             pass
         finally:
             experiment.close()

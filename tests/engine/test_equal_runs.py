@@ -32,10 +32,12 @@ def started(out: Path, threads: int, precision: str, interrupt: bool) -> "subpro
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_two_runs_give_the_same_records(tmp_path, threads, precision):
-    if precision == "bfloat16" and resolve(tiny_config(tmp_path, **{"model.precision": "auto"})).dtype != torch.bfloat16:
+    native = resolve(tiny_config(tmp_path, **{"model.precision": "auto"})).dtype
+    if precision == "bfloat16" and native != torch.bfloat16:
         pytest.skip("this processor has no native bfloat16")
     outs = [tmp_path / "whole.json", tmp_path / "interrupted.json"]
-    processes = [started(out, threads, precision, interrupt) for out, interrupt in zip(outs, (False, True), strict=True)]
+    processes = [started(out, threads, precision, interrupt)
+                 for out, interrupt in zip(outs, (False, True), strict=True)]
     try:
         assert [process.wait() for process in processes] == [0, 0]
     finally:

@@ -1,0 +1,168 @@
+"""What a round's stages launch and move, counted by running them on tensors without memory.
+
+For budgets and for the host's time: a stage at full size, on a machine that could not run it. An eager GPU starts a
+kernel for nearly every operation that is no view. Counted is the code that a CPU runs, with the casts of bfloat16;
+on CUDA each of three dropouts is four launches less.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..config import Config
+from ..data.frames import HeldFrames
+from ..machine.backend import Backend
+from ..network.features import Features, Maps, images_per_batch
+from ..network.model import DeepLabV3Plus
+from ..stages.evaluate import confusion
+from ..stages.predict import predict
+from ..stages.train import train_epoch
+
+_ALLOCATES = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach"})
+"""Start nothing on a device."""
+_COPIES = frozenset({"clone", "copy_", "_to_copy"})
+_ONE_BLOCK = frozenset({"nll_loss_forward", "nll_loss_backward"})
+NO_REDUCTION = 0
+"""The value of ``reduction="none"`` in ATen."""
+
+
+class Traffic(TorchDispatchMode):
+    """While entered, counts the operations that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+        """Operations that are no views."""
+        self.names: set[str] = set()
+        """Their names."""
+        self.bytes = 0
+        """Read and written by them, each tensor as large as it is (an expanded one as what it holds)."""
+        self.largest = 0, ""
+        """Bytes of the largest tensor that an operation made, and its name."""
+        self.expanded = 0
+        """Bytes of the largest copy of an expanded tensor: values that stood in memory once, written many times."""
+        self.one_block_rows = 0
+        """Most rows of a matrix that `nll_loss` reduced, which a GPU does in one thread block."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        name = function.overloadpacket.__name__
+        if function.is_view or function.namespace == "prim" or name in _ALLOCATES:
+            return result
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        if name == "_unsafe_view" or not given + made:
+            return result
+        self.launches += 1
+        self.names.add(name)
+        self.bytes += sum(map(_held, given)) + sum(map(_held, made))
+        known = {value.untyped_storage()._cdata for value in given}
+        for value in made:
+            if value.untyped_storage()._cdata not in known:
+                self.largest = max(self.largest, (_held(value), name))
+        if name in _COPIES and any(0 in value.stride() and value.numel() > _held(value) // value.itemsize
+                                   for value in given):
+            self.expanded = max(self.expanded, *map(_held, made))
+        if name in _ONE_BLOCK:
+            # (logits, target, weight, reduction, …), before which the backward pass has the gradient.
+            rows, reduction = (args[0], args[3]) if name == "nll_loss_forward" else (args[1], args[4])
+            if reduction != NO_REDUCTION:
+                self.one_block_rows = max(self.one_block_rows, len(rows))
+        return result
+
+
+def _held(value: Tensor) -> int:
+    """Bytes of the values that a tensor has in memory."""
+    n = 1
+    for size, stride in zip(value.shape, value.stride(), strict=True):
+        n *= size if stride or size == 0 else 1
+    return n * value.itemsize
+
+
+def of_stages(config: Config, backend: Backend, classes: int) -> dict[str, Traffic]:
+    """One batch of ``scoring`` and of ``evaluation``, `images_per_batch` images each, and one step of ``training``.
+
+    Each patch of the step is of a frame of its own, as early rounds nearly have it.
+    """
+    grid, context = config.data.tiling(), config.data.context
+    pretended = replace(backend, device=torch.device("cpu"), dtype=torch.bfloat16, compile="none")
+    with torch.device("meta"):
+        model = DeepLabV3Plus(classes, config.model.without_weights)
+    frame = grid.within(context)
+    shapes = model.map_shapes(frame.height, frame.width)
+    n, frozen = images_per_batch(grid), config.model.freeze_backbone
+
+    def features(images: int) -> Features:
+        frames = HeldFrames.of(torch.empty(images, grid.height, grid.width, 3, dtype=torch.uint8), grid, context,
+                               pretended.device)
+        made = _Distinct(frames, pretended, shapes[0][1:], shapes[1][1:], images * frames.per_image)
+        if frozen:
+            low, high = (torch.empty(frames.count, h, w, c, dtype=pretended.dtype) for c, h, w in shapes)
+            made = replace(made, cache=(low, high))
+        for constant in (made.upsampling, made.means, made.windows, frames._statistics):
+            assert constant is not None  # brought to the device once, and not counted
+        return made
+
+    def score() -> Callable[[], object]:
+        of_pool = features(n)
+        return lambda: predict(model, of_pool, {"score"}, config.query.score, pretended)
+
+    def evaluate() -> Callable[[], object]:
+        of_val = features(n)
+        masks = HeldFrames.of(torch.empty(n, grid.height, grid.width, dtype=torch.uint8), grid, context,
+                              pretended.device)
+        return lambda: confusion(model, of_val, masks, classes, pretended)
+
+    def step() -> Callable[[], object]:
+        size = config.train.batch_size
+        samples = size * (frame.cells if config.train.sample == "image" else 1)
+        of_pool = features(-(-size // grid.per_image(context)))
+        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+        labels = torch.empty(samples, grid.patch_height, grid.patch_width, dtype=torch.uint8)
+        ids = torch.empty(samples, dtype=torch.int64)
+        model.train()
+        return lambda: train_epoch(model, of_pool, ids, labels, [torch.empty(samples, dtype=torch.int64)], ids,
+                                   optimiser, pretended)
+
+    found = {}
+    with _without_memory(model):
+        for name, ready in (("scoring", score), ("evaluation", evaluate), ("training", step)):
+            work = ready()
+            work()  # Adam makes its moments in the first step
+            with Traffic() as found[name]:
+                work()
+    return found
+
+
+class _Distinct(Features):
+    """Every frame of a batch is another: which are alike, a tensor without memory cannot say."""
+
+    def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
+        if self.cache is not None:
+            yield from super().read(model, batches)
+            return
+        for pixels in self.frames.read(batches):
+            with self.backend.autocast():
+                yield model.features(pixels)
+
+
+@contextmanager
+def _without_memory(model: DeepLabV3Plus) -> Iterator[None]:
+    """Fake tensors of the CPU, the network's weights among them."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():  # `Module.to` cannot swap in fake tensors
+            for name, held in module._parameters.items():
+                if held is not None:
+                    fake = torch.empty_like(held, device="cpu")
+                    module._parameters[name] = torch.nn.Parameter(fake, held.requires_grad)
+            for name, value in module._buffers.items():
+                module._buffers[name] = None if value is None else torch.empty_like(value, device="cpu")
+        yield
