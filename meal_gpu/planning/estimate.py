@@ -1,19 +1,23 @@
 """What a round would take at least on a GPU that nobody has measured: arithmetic, and labelled as such.
 
-Bytes, FLOPs and exponentials of each stage (`network_cost`) over a data sheet's rates: what `meal-gpu info` shows and
-`meal-gpu bench --estimate` prints.
+Bytes, FLOPs and exponentials of each stage (`network_cost`) over a data sheet's rates, what `meal-gpu bench --estimate`
+prints; for `meal-gpu info` also the bytes that its operations move and their launches (`traffic`), which the host
+starts one after the other. A stage takes what the slower of GPU and host takes.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 
 from ..config import Config
 from ..machine.backend import Backend
 from ..machine.card import card, usable_cores
+from ..network.features import images_per_batch
 from .network_cost import Network
 from .roofline import Roofs, Work
 from .sizing import Extent
+from .traffic import Traffic, of_stages
 
 # Memory bandwidth, dense bfloat16 products; exponentials are 16 a clock on each multiprocessor, at the boost clock
 # (kernels/NOTES.md counts them).
@@ -23,6 +27,8 @@ DATA_SHEETS = {
 }
 FLOAT32 = {"h100": 67e12, "a100": 19.5e12}
 """Products in float32, without tensor cores, per second: distances between feature vectors."""
+LAUNCH_S = 9e-6
+"""Of the host for an operation that PyTorch runs eagerly on CUDA: 8 to 10 microseconds, not measured here."""
 PNG_PIXELS = 45e6
 """Decoded per second by a core: 47 ms for 1024 × 2048 with DALI, measured on an AMD EPYC."""
 
@@ -47,18 +53,53 @@ def middle(config: Config, n: int) -> int:
     return (query.n_initial_images or n) * config.data.tiling().cells + query.rounds // 2 * query.n_query
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Of a stage: seconds of the GPU, and operations that the host launches."""
+
+    gpu: float = 0.0
+    launches: int = 0
+    eager: bool = True
+
+    @property
+    def host(self) -> float:
+        return self.launches * LAUNCH_S * self.eager
+
+    @property
+    def seconds(self) -> float:
+        """They overlap, so that the slower rules."""
+        return max(self.gpu, self.host)
+
+    def __str__(self) -> str:
+        host = f"host {_seconds(self.host)} for {self.launches:,} launches" if self.eager else "replayed as graphs"
+        return f"{_seconds(self.seconds)} (GPU {_seconds(self.gpu)}, {host})"
+
+
 def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
     """The stages of a round and what each takes at least, for people."""
     name = next((name for name in DATA_SHEETS if name in str(card().get("gpu", "")).lower()), "h100")
     sheet, query, train = DATA_SHEETS[name], config.query, config.train
     n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
-    features, forward, kernel, epoch, evaluation = (
-        sheet.least(work)[0] for work in counts(config, n, n_val, extent.n_classes).values())
+    works = list(counts(config, n, n_val, extent.n_classes).values())
+    features, forward, kernel, epoch, evaluation = (sheet.least(work)[0] for work in works)
     frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
     forward += 0.0 if frozen else features
+    moved, batch, eager = of_stages(config, backend, extent.n_classes), images_per_batch(config.data.tiling()), (
+        config.model.compile == "none")
+
+    def cost(stage: str, least: float, times: int) -> Cost:
+        """Of so many batches or steps: what the operations move, but no less than what must be done."""
+        traffic: Traffic = moved[stage]
+        return Cost(max(least, times * traffic.bytes / sheet.bytes), times * traffic.launches, eager)
+
+    scoring = cost("scoring", forward + kernel, math.ceil(n / batch))
+    steps = max(middle(config, n) // train.batch_size, 1) * train.epochs
+    training = cost("training", train.epochs * epoch, steps)
+    validating = cost("evaluation", evaluations * evaluation, evaluations * math.ceil(n_val / batch))
+    once = Cost(features, works[0].dispatches)
     fit = _embedding(config, n, name)
     each_round = fit if query.strategy == "meal_ft" else 0.0
-    total = forward + kernel + each_round + train.epochs * epoch + evaluations * evaluation
+    total = scoring.seconds + each_round + training.seconds + validating.seconds
     patches, cores = n * config.data.tiling().cells, usable_cores()
     decode, embed = "nothing: its scenes are drawn", "nothing"
     if file_pixels:
@@ -68,18 +109,19 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         embed = f"{_seconds(fit)} {'in every round' if each_round else 'once per seed'}: UMAP's distances and moves"
     measured = "this machine" if backend.device.type == "cuda" else "this machine's CPU"
     return {
-        "a round": f"at least {_seconds(total)} on an {name.upper()}: an ESTIMATE, not measured. Bytes, FLOPs and "
-                   f"exponentials over its data sheet's {sheet.bytes / 1e12:.2f} TB/s, {sheet.flops / 1e12:.0f} "
-                   f"TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, {sheet.exps / 1e12:.2f} T exp/s; "
-                   f"launches, the host and libraries come on top. `meal-gpu bench` measures {measured}",
+        "a round": f"at least {_seconds(total)} on an {name.upper()}: an ESTIMATE, not measured. Bytes that its "
+                   f"operations move, FLOPs and exponentials over its data sheet's {sheet.bytes / 1e12:.2f} TB/s, "
+                   f"{sheet.flops / 1e12:.0f} TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, {sheet.exps / 1e12:.2f} T exp/s; "
+                   f"{1e6 * LAUNCH_S:.0f} us of host a launch; the slower of GPU and host counts. Reading, copies and "
+                   f"libraries come on top. `meal-gpu bench` measures {measured}",
         "  decode": decode,
-        "  features": f"{_seconds(features)} once: the backbone is frozen" if frozen else "within forward and train",
-        "  forward": f"{_seconds(forward)} for {n:,} images",
+        "  features": f"{once} once: the backbone is frozen" if frozen else "within forward and train",
+        "  forward": f"{scoring} for {n:,} images, the kernel within",
         "  kernel": f"{_seconds(kernel)} for {patches:,} patches",
         "  embed": embed,
-        "  train": f"{_seconds(train.epochs * epoch)} for {train.epochs} epochs on {middle(config, n):,} patches, the "
+        "  train": f"{training} for {train.epochs} epochs on {middle(config, n):,} patches, the "
                    "middle of a run",
-        "  evaluate": f"{_seconds(evaluations * evaluation)} for {evaluations} times {n_val:,} images",
+        "  evaluate": f"{validating} for {evaluations} times {n_val:,} images",
     }
 
 

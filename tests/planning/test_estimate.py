@@ -7,16 +7,17 @@ from typer.testing import CliRunner
 from meal_gpu import cli
 from meal_gpu.config import Config
 from meal_gpu.planning import estimate
-from meal_gpu.planning.estimate import DATA_SHEETS, counts, describe
+from meal_gpu.planning.estimate import DATA_SHEETS, LAUNCH_S, Cost, counts, describe
 from meal_gpu.planning.roofline import Roofs, Work
 from meal_gpu.planning.sizing import Extent
+from meal_gpu.planning.traffic import of_stages
 
 CITYSCAPES = Extent(19, 2975, 500, True, 2048 * 1024)
 
 
 def stages(monkeypatch, *overrides: str) -> dict[str, str]:
     """Of full-scale Cityscapes, without its files."""
-    monkeypatch.setattr(estimate.machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(estimate, "usable_cores", lambda: 8)
     shown = describe(Config.load("cityscapes", [*overrides]), tiny_backend(), CITYSCAPES)
     return {key.strip(): text for key, text in shown.items()}
 
@@ -36,13 +37,34 @@ def test_full_scale_cityscapes(monkeypatch):
     assert "25 times 500 images" in shown["evaluate"]
 
 
+def test_launches_and_the_hosts_time_are_named_and_the_slower_rules(monkeypatch):
+    """500 images in 250 batches, 25 times; graphs leave what the GPU takes."""
+    launches = of_stages(Config.load("cityscapes"), tiny_backend(), 19)["evaluation"].launches * 25 * 250
+    shown = stages(monkeypatch)["evaluate"]
+    assert f"host {launches * LAUNCH_S:.3g} s for {launches:,} launches" in shown
+    assert shown.startswith(f"{launches * LAUNCH_S:.3g} s (GPU ")
+    assert "replayed as graphs" in stages(monkeypatch, "model.compile=graphs")["evaluate"]
+
+
+def test_the_slower_of_gpu_and_host_counts():
+    assert Cost(2.0, 10).seconds == 2.0
+    assert Cost(1e-6, 10).seconds == pytest.approx(10 * LAUNCH_S)
+    assert Cost(1e-6, 10, eager=False).seconds == 1e-6
+
+
+def test_a_camvid_round_is_bound_by_launches(monkeypatch):
+    """It said "at least 82 ms", where some 140,000 launches alone are more than a second of host."""
+    found = describe(Config.load("camvid"), tiny_backend(), Extent(11, 367, 101, True, 360 * 480))["a round"]
+    assert 1.0 < float(found.removeprefix("at least ").split(" s ")[0]) < 4.0
+
+
 def test_what_a_run_does_otherwise(monkeypatch):
     tuned = stages(monkeypatch, "model.freeze_backbone=false", "query.strategy=meal_ft", "train.eval_every=2")
     assert tuned["features"] == "within forward and train"
     assert "in every round" in tuned["embed"]
     assert "13 times" in tuned["evaluate"]
     assert stages(monkeypatch, "query.strategy=entropy")["embed"] == "nothing"
-    monkeypatch.setattr(estimate.machine, "card", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
+    monkeypatch.setattr(estimate, "card", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
     assert "on an A100: an ESTIMATE" in stages(monkeypatch)["a round"]
 
 
