@@ -111,8 +111,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     return {
         "a round": f"at least {_seconds(total)} on an {name.upper()}: an ESTIMATE, not measured. Bytes that its "
                    f"operations move, FLOPs and exponentials over its data sheet's {sheet.bytes / 1e12:.2f} TB/s, "
-                   f"{sheet.flops / 1e12:.0f} TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, {sheet.exps / 1e12:.2f} T exp/s; "
-                   f"{1e6 * LAUNCH_S:.0f} us of host a launch; the slower of GPU and host counts. Reading, copies and "
+                   f"{sheet.flops / 1e12:.0f} TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, "
+                   f"{sheet.exps / 1e12:.2f} T exp/s; {1e6 * LAUNCH_S:.0f} us of host a launch; the slower of GPU and host counts. Reading, copies and "
                    f"libraries come on top. `meal-gpu bench` measures {measured}",
         "  decode": decode,
         "  features": f"{once} once: the backbone is frozen" if frozen else "within forward and train",
