@@ -1,9 +1,9 @@
-"""Kernels: uncertainty of image patches from low-resolution logits, and patches out of images, each in one pass.
+"""Kernels: what low-resolution logits say of patches and of the truth, and patches out of images, each in one pass.
 
-`patch_entropy` is the public function. It checks its arguments and lets the tensor's device choose the implementation:
-`entropy_cpu` (numba) or `entropy_cuda` (CUDA C++); so does `cut_frames`: `cut_cpu` (numba), or PyTorch's gather.
-`reference` has the float64 definitions, `cost` the counts of bytes, exponentials and FLOPs. Nothing here imports the
-rest of meal_gpu.
+`patch_entropy` (uncertainty), `confusion_counts` (evaluation) and `cut_frames` check their arguments and let the
+tensor's device choose the implementation: `entropy_cpu`, `confusion_cpu` and `cut_cpu` (numba), or `entropy_cuda`,
+`confusion_cuda` (CUDA C++) and PyTorch's gather. `reference` has the float64 definitions, `cost` the counts of bytes,
+exponentials and FLOPs. Nothing here imports the rest of meal_gpu.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .op import cut_frames_out, patch_entropy_out
+from .op import confusion_add, cut_frames_out, patch_entropy_out
 from .reference import SCORES
 
-__all__ = ["MAX_CLASSES", "SCORES", "cut_frames", "patch_entropy"]
+__all__ = ["MAX_CLASSES", "SCORES", "confusion_counts", "cut_frames", "patch_entropy"]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_CLASSES = 256
@@ -122,6 +122,66 @@ def patch_entropy(
     return sums if pixels is None else (sums, pixels)
 
 
+def confusion_counts(
+    logits: Tensor,
+    truth: Tensor,
+    size: tuple[int, int],
+    *,
+    align_corners: bool = True,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """How often each class is predicted where each is true: an evaluation, from low-resolution logits.
+
+    Bilinear upsampling of the logits to `size`, the class of the largest at every pixel, and the histogram of (truth,
+    prediction) happen in one pass: nothing of full resolution is ever stored. The host is not waited for.
+
+    Parameters
+    ----------
+    logits : Tensor [B, C, h, w], float32, float16 or bfloat16, CPU or CUDA
+        As in `patch_entropy`. Arithmetic is float32, that of ``torch.nn.functional.interpolate`` on the CPU; on a CPU
+        with fused multiply-adds predictions are, to the last pixel, those of ``interpolate(logits.float(), size,
+        mode="bilinear")`` and ``argmax(1)`` for channels_last logits of at least 4 classes. Elsewhere (other layouts,
+        CUDA) torch adds up in another order, and a pixel where two classes are closer than an ulp may differ.
+        As with ``argmax``, the first of equal classes is predicted, and where logits are NaN the first NaN.
+    truth : Tensor [B, height, width], uint8, on the device of the logits
+        Class of every pixel; values from C on (void) are left out. Any strides. It may be smaller than `size`: then the
+        image's remaining bottom rows and right columns are not counted.
+    size : (H, W), pixels
+        Size of the image to upsample to; ``(h, w)`` means no upsampling.
+    align_corners : bool
+        As in ``interpolate``.
+    counts : Tensor [C, C], int64, contiguous, on the device of the logits
+        Counts to add to, in place; zeros by default.
+
+    Returns
+    -------
+    Tensor [C, C], int64
+        ``[truth, prediction]``; `counts` where they were given. Exact, whatever the order: repeated calls agree.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments outside of the above.
+    """
+    B = _check_logits(logits)
+    H, W = _pair("size", "(height, width) of the image in pixels", size)
+    if not isinstance(truth, Tensor) or truth.dtype != torch.uint8:
+        given = truth.dtype if isinstance(truth, Tensor) else f"a {type(truth).__name__}"
+        raise TypeError(f"truth is {given}: give a torch.uint8 tensor [batch, height, width]")
+    if truth.ndim != 3 or len(truth) != B or truth.shape[1] > H or truth.shape[2] > W or truth.device != logits.device:
+        raise ValueError(
+            f"truth is {tuple(truth.shape)} on {truth.device}: give [{B}, height, width] on {logits.device}, at most "
+            f"the {H} x {W} pixels of size"
+        )
+    C = logits.shape[1]
+    if counts is None:
+        counts = logits.new_zeros((C, C), dtype=torch.int64)
+    else:
+        _check_out("counts", counts, (C, C), logits.device, torch.int64)
+    confusion_add(logits.detach(), truth, counts, H, W, align_corners)
+    return counts
+
+
 def cut_frames(
     images: Tensor,
     frames: Tensor,
@@ -207,12 +267,14 @@ def _pair(name: str, meaning: str, value: Any) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def _check_out(name: str, out: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+def _check_out(
+    name: str, out: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
     if not isinstance(out, Tensor):
         raise TypeError(f"{name} is a {type(out).__name__}: give a torch.Tensor (a pair of them with return_map)")
-    if tuple(out.shape) != shape or out.dtype != torch.float32 or out.device != device or not out.is_contiguous():
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device or not out.is_contiguous():
         raise ValueError(
             f"{name} is {out.dtype} {tuple(out.shape)} on {out.device}, "
-            f"{'' if out.is_contiguous() else 'not '}contiguous: give a contiguous torch.float32 {shape} on {device}"
+            f"{'' if out.is_contiguous() else 'not '}contiguous: give a contiguous {dtype} {shape} on {device}"
         )
     return out

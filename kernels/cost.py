@@ -50,3 +50,21 @@ def patch_entropy(
         exps=pixels * (C - 1),
         flops=flops,
     )
+
+
+def confusion(
+    shape: tuple[int, int, int, int], size: tuple[int, int], truth: tuple[int, int], *, item_bytes: int
+) -> Cost:
+    """Cost of `meal_gpu.kernels.confusion_counts` for logits [B, C, h, w] of item_bytes each and truth [B, *truth].
+
+    Per class and pixel that is counted four products, three additions and a comparison; per pixel four products for the
+    weights of its corners. Nothing but the counts is written.
+    """
+    (B, C, h, w), pixels = shape, shape[0] * truth[0] * truth[1]
+    return Cost(
+        pixels=B * size[0] * size[1],
+        bytes_read=B * C * h * w * item_bytes + pixels,
+        bytes_written=8 * C * C,
+        exps=0,
+        flops=pixels * (C * 8 + 4),
+    )

@@ -14,9 +14,8 @@
 // between classes, is the relative error of a small entropy. A block that stages a logit beyond FLOAT32_LIMIT therefore
 // takes a careful path: float64, classes in a loop, few registers. It also serves more classes than fit in registers.
 //
-// Needs no header, so that NVRTC needs no include path. Instantiate with KERNEL(name, classes, dtype, score, mode).
+// Comes after common.cu. Instantiate with KERNEL(name, classes, dtype, score, mode).
 
-#define THREADS 128
 #define WARPS (THREADS / 32)
 #define TILE_ROWS_MAX 128  // THREADS / 32 groups of 32 rows
 #define FLOAT32_LIMIT 48.0f  // as in reference.py
@@ -29,32 +28,11 @@
 #define LOG2E_REST 1.92596303e-8f  // log2(e) - LOG2E
 #define LN2 0.693147181f
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef long long i64;
-
 enum Score { ENTROPY, LEAST_CONFIDENCE, MARGIN, CONFIDENCE };
 enum Mode {
     IDENTITY,  // no upsampling: logits go straight from global memory to registers
     STAGED,    // upsampling from shared memory
     DIRECT     // the window of even a small tile exceeds shared memory (strong downsampling): careful, from global memory
-};
-
-struct Float32 {
-    typedef float word;
-    static __device__ __forceinline__ float widen(word x) { return x; }
-};
-struct BFloat16 {
-    typedef u16 word;
-    static __device__ __forceinline__ float widen(word x) { return __uint_as_float((u32)x << 16); }
-};
-struct Float16 {
-    typedef u16 word;
-    static __device__ __forceinline__ float widen(word x) {
-        float y;
-        asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
-        return y;
-    }
 };
 
 // The lower and the higher of two; a NaN stays in one of them. Before sm_80 there is no instruction that keeps it.
@@ -169,16 +147,6 @@ static __device__ __forceinline__ float score_careful(const Load& load) {
     }
     return finish<SCORE>(S, T, second, 1.0f);
 }
-
-// Where the logits of one image are and how they are laid out; strides in elements.
-template <class D>
-struct Source {
-    const typename D::word* data;
-    i64 stride_c, stride_y, stride_x;
-    __device__ __forceinline__ float at(int c, int y, int x) const {
-        return D::widen(data[c * stride_c + y * stride_y + x * stride_x]);
-    }
-};
 
 // Floats between one position and the next in the staged window: a multiple of 4, for 16-byte loads; and an odd one, so
 // that 8 neighbouring positions fall into different banks.

@@ -16,8 +16,7 @@ How it is organised, and why:
 * float16 and bfloat16 logits are read as bit patterns and widened a row at a time, whatever their strides.
 
 One signature serves every dtype, memory layout, score and shape, because compiling takes seconds and every user pays it
-once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR. All of it is in one
-file because the cache notices changes of this file only.
+once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR.
 """
 
 from functools import cache, lru_cache
@@ -25,40 +24,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 from torch import Tensor
 
 from .jit import compiled, torch_threads
 from .reference import FLOAT32_LIMIT, SCORES, taps
+from .rows_cpu import (
+    BANDS,
+    CELLS,
+    COPY,
+    FAST,
+    PAD,
+    RUN,
+    TILE,
+    aligned,
+    as_float,
+    bands,
+    memory,
+    mode_of,
+    pattern_of,
+    widen,
+    write_run,
+)
 
-TILE = 128  # pixels; a multiple of 4 AVX-512 vectors
-COPY, CELLS, GATHER = 0, 1, 2  # how a row is upsampled: not at all; cell by cell; pixel by pixel (any ratio)
-PAD = 16  # float32 after a row of a tile: room for RUN, and the next row is aligned again
-RUN = 8  # pixels written per low-resolution cell, of which the next cells overwrite the excess
-BANDS = 8  # bands per work item, which share the rows between them
-_BAND_ROWS = 8  # a band has at most that many rows, so that a huge upsampling still has work for every thread
 EXP_MAX_REL_ERROR = 4e-7  # of `_exp` on [-87.3, 0]; below -88.03 it is exactly 0
-_FAST: dict[str, Any] = {
-    "fastmath": {"contract"},  # fused multiply-add only: NaN and infinity keep their meaning
-    "error_model": "numpy",  # a division that raises is not vectorised
-}
 
 
-@njit
-def _bits(x):  # type: ignore[no-untyped-def]
-    """Bit pattern of a float32, as uint32."""
-    return np.float32(x).view(np.uint32)
-
-
-@njit
-def _float(bits):  # type: ignore[no-untyped-def]
-    """The float32 of a bit pattern, of whose integer the lower 32 bits count."""
-    return np.uint32(bits).view(np.float32)
-
-
-@njit(**_FAST)
+@njit(**FAST)
 def _exp(x):  # type: ignore[no-untyped-def]
     """e^x for float32 x <= 0, relative error <= EXP_MAX_REL_ERROR, 0 below -88.03, NaN for NaN.
 
@@ -74,18 +66,18 @@ def _exp(x):  # type: ignore[no-untyped-def]
     p = p * r + np.float32(0.49999231)
     p = p * r + np.float32(1.0)
     p = p * r + np.float32(1.0)
-    return p * _float(_bits(t) << 23)
+    return p * as_float(pattern_of(t) << 23)
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def _log1p(s):  # type: ignore[no-untyped-def]
     """log(1 + s) for float32 s >= 0, relative error <= 3e-7, also for tiny s; NaN for NaN.
 
     1 + s = 2^k (1 + f) with |f| < 0.42, then 2 atanh(f / (2 + f)) as a series. For k = 0, f is s itself, unrounded.
     """
     S = np.float32(1.0) + s
-    k = (np.int32(_bits(S)) - np.int32(0x3F3504F3)) >> 23  # 0x3F3504F3 is sqrt(1/2)
-    scale = _float((127 - k) << 23)
+    k = (np.int32(pattern_of(S)) - np.int32(0x3F3504F3)) >> 23  # 0x3F3504F3 is sqrt(1/2)
+    scale = as_float((127 - k) << 23)
     f = s if k == 0 else S * scale - np.float32(1.0)
     z = f / (np.float32(2.0) + f)
     q = z * z
@@ -96,65 +88,7 @@ def _log1p(s):  # type: ignore[no-untyped-def]
     return p * z + np.float32(np.int32(k)) * np.float32(0.69314718)
 
 
-@intrinsic
-def _write_run(typingctx, line, at, weights, begin, left, step):  # type: ignore[no-untyped-def]
-    """line[at : at + RUN] = left + weights[begin : begin + RUN] * step, as one vector operation.
-
-    In plain numba this is RUN scalar operations, because line and weights might overlap.
-    """
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        element = context.get_value_type(line.dtype)
-        vector = ir.VectorType(element, RUN)
-
-        def pointer(array_type, array, index):  # type: ignore[no-untyped-def]
-            data = context.make_array(array_type)(context, builder, array).data
-            return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
-
-        def splat(value):  # type: ignore[no-untyped-def]
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), RUN), [0] * RUN)
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
-
-        weight = builder.load(pointer(weights, args[2], args[3]), align=line.dtype.bitwidth // 8)
-        product = builder.fmul(weight, splat(args[5]), flags=("contract",))
-        value = builder.fadd(splat(args[4]), product, flags=("contract",))
-        builder.store(value, pointer(line, args[0], args[1]), align=line.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(line, types.intp, weights, types.intp, line.dtype, line.dtype), codegen
-
-
-@njit(**_FAST)
-def _widen(f32, bits, kind, begin, step, n, row):  # type: ignore[no-untyped-def]
-    """Copy n logits, from position begin of the memory and step apart, to the float32 buffer row.
-
-    As slices of contiguous memory: LLVM vectorises no loop over a strided array, nor one whose index may be negative.
-    """
-    if kind == 0:
-        source = f32[begin : begin + (n - 1) * step + 1]
-        if step == 1:
-            for x in range(n):
-                row[x] = source[x]
-        else:
-            for x in range(n):
-                row[x] = source[x * step]
-        return
-    pattern = bits[begin : begin + (n - 1) * step + 1]
-    if kind == 1:  # bfloat16 is the upper half of a float32
-        for x in range(n):
-            row[x] = _float(np.uint32(pattern[x * step]) << 16)
-    else:  # float16: move exponent and mantissa into place, then correct the exponent's bias by a multiplication
-        for x in range(n):
-            u = np.uint32(pattern[x * step])
-            magnitude = np.uint32((u & 0x7FFF) << 13)
-            value = _float(magnitude) * np.float32(5.192296858534828e33)  # 2^112, exact, subnormals too
-            special = _float(magnitude | 0x70000000)  # infinity and NaN
-            value = special if magnitude >= 0x0F800000 else value
-            row[x] = _float(_bits(value) | ((u & 0x8000) << 16))
-
-
-@njit(**_FAST)
+@njit(**FAST)
 def _expand(row, mode, first, x0, x1, wx, start, xs, line):  # type: ignore[no-untyped-def]
     """Interpolate the low-resolution row, given from column first on, to the TILE pixels from xs on.
 
@@ -169,7 +103,7 @@ def _expand(row, mode, first, x0, x1, wx, start, xs, line):  # type: ignore[no-u
         for cell in range(begins.size):
             right = row[cell + 1]
             begin = max(begins[cell], xs)
-            _write_run(line, begin - xs, wx, begin, left, right - left)
+            write_run(line, begin - xs, wx, begin, left, right - left)
             left = right
     else:
         for k in range(TILE):
@@ -177,7 +111,7 @@ def _expand(row, mode, first, x0, x1, wx, start, xs, line):  # type: ignore[no-u
             line[k] = left + wx[xs + k] * (row[x1[xs + k] - first] - left)
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def _tile(top, bottom, weight, score, m, lose, S, T, line):  # type: ignore[no-untyped-def]
     """Score of TILE pixels, whose logits lie between top and bottom ([C, TILE] each), into line[:TILE].
 
@@ -227,24 +161,16 @@ def _sum(line, first, last):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def _largest(row, n):  # type: ignore[no-untyped-def]
     """Bit pattern of the largest magnitude of row[:n] (float32): it orders like the magnitudes, with NaN on top."""
     largest = np.int32(0)
     for x in range(n):
-        largest = max(largest, np.int32(_bits(row[x]) & 0x7FFFFFFF))
+        largest = max(largest, np.int32(pattern_of(row[x]) & 0x7FFFFFFF))
     return largest
 
 
-@njit
-def _aligned(rows, columns, like):  # type: ignore[no-untyped-def]
-    """Uninitialised [rows, columns] of the dtype of like, from the begin of a cache line on."""
-    memory = np.empty(rows * columns + 64 // like.itemsize, like.dtype)
-    begin = -memory.ctypes.data % 64 // like.itemsize
-    return memory[begin : begin + rows * columns].reshape((rows, columns))
-
-
-@njit(**_FAST)
+@njit(**FAST)
 def _bands(  # type: ignore[no-untyped-def]
     f32, bits, kind, shape, strides, score, b, bands, y0, y1, wy, mode, x0, x1, wx, start, wy32, give_up,
     patch_w, cols, W, row_sums, pixels,
@@ -253,12 +179,12 @@ def _bands(  # type: ignore[no-untyped-def]
 
     Returns, with give_up before it has finished, whether a logit is beyond FLOAT32_LIMIT or NaN.
     """
-    limit = np.int32(_bits(np.float32(FLOAT32_LIMIT)))
+    limit = np.int32(pattern_of(np.float32(FLOAT32_LIMIT)))
     C = shape[1]
     # The low-resolution row r, upsampled, is in lines[r % 2]; held says which r that is.
-    lines, held = _aligned(2 * C, TILE + PAD, wx).reshape((2, C, TILE + PAD)), np.empty(2, np.int64)
-    lose, m, row = _aligned(C, TILE, wx), _aligned(1, TILE, wx)[0], np.zeros(shape[3] + TILE, wx.dtype)
-    S, T, line = _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0], _aligned(1, TILE, wy32)[0]
+    lines, held = aligned(2 * C, TILE + PAD, wx).reshape((2, C, TILE + PAD)), np.empty(2, np.int64)
+    lose, m, row = aligned(C, TILE, wx), aligned(1, TILE, wx)[0], np.zeros(shape[3] + TILE, wx.dtype)
+    S, T, line = aligned(1, TILE, wy32)[0], aligned(1, TILE, wy32)[0], aligned(1, TILE, wy32)[0]
     largest = np.int32(0)
     row_sums[b, bands[0] : bands[-1]] = 0
     for xs in range(0, x0.size - RUN, TILE):
@@ -273,7 +199,7 @@ def _bands(  # type: ignore[no-untyped-def]
                     held[r % 2] = r
                     for c in range(C):
                         begin = b * strides[0] + c * strides[1] + r * strides[2] + first * strides[3]
-                        _widen(f32, bits, kind, begin, strides[3], n, row)
+                        widen(f32, bits, kind, begin, strides[3], n, row)
                         row[n] = row[n - 1]
                         largest = max(largest, _largest(row, n))
                         _expand(row, mode, first, x0, x1, wx, start, xs, lines[r % 2, c])
@@ -357,18 +283,12 @@ def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tupl
     else:
         y0, y1, wy = taps(h, H, align_corners)
         x0, x1, wx = taps(w, W, align_corners)
-        longest = int(np.bincount(x0).max())
-        mode = CELLS if np.diff(x0).max(initial=0) <= 1 and longest <= RUN else GATHER
+        mode = mode_of(x0)
     y0, y1, wy = y0[:rows], y1[:rows], wy[:rows]
-    begins = [0]
-    for y in range(1, rows):
-        if y0[y] != y0[y - 1] or y - begins[-1] == _BAND_ROWS:
-            begins.append(y)
     pad = (0, -W % TILE + RUN)
     start = np.searchsorted(x0, np.arange(w))
     x0, x1, wx = np.pad(x0, pad, mode="edge"), np.pad(x1, pad, mode="edge"), np.pad(wx, pad, mode="edge")
-    bands = np.array([*begins, rows])
-    return bands, y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start, wy, wx
+    return bands(y0), y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start, wy, wx
 
 
 def patch_entropy(
@@ -384,13 +304,7 @@ def patch_entropy(
     if not B:
         return
     strides = logits.stride()
-    extent = 1 + sum((n - 1) * step for n, step in zip(logits.shape, strides, strict=True))
-    memory = logits.as_strided((extent,), (1,))
-    f32, bits, kind = np.empty(0, np.float32), np.empty(0, np.uint16), 0
-    if logits.dtype == torch.float32:
-        f32 = memory.numpy()
-    else:
-        kind, bits = 1 + (logits.dtype == torch.float16), memory.view(torch.uint16).numpy()
+    f32, bits, kind = memory(logits)
     row_sums = np.empty((B, used, cols), np.float32)
     out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
     shape_arguments = plan(h, w, H, W, used, align_corners)

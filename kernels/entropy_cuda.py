@@ -1,29 +1,23 @@
 """Patch scores on CUDA: the launch plan of `entropy.cu`, its compilation by NVRTC through CuPy, and the launch.
 
-`launch_plan` is pure: it needs neither a GPU nor CuPy, and the tests that run the kernels' PTX on a CPU call it too.
-CuPy is imported when the first CUDA tensor arrives; it compiles a variant (classes, dtype, score, mode) at its first
-use, in about a second, and caches it on disk (CUPY_CACHE_DIR).
-"""
+`launch_plan` is pure: it needs neither a GPU nor CuPy, and the tests that run the kernels' PTX on a CPU call it too."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import nvrtc
+from .nvrtc import DTYPES, MAX_GRID, THREADS, candidates, pitch
 from .reference import SCORES
 
-THREADS = 128  # per block, as in entropy.cu
 WARPS = THREADS // 32
 ROWS_PER_THREAD = 32  # at most, so that a thread's float32 sum is of 32 terms and the window's halo stays small
 SHARED_BYTES = 45 * 1024  # for the staged window: with the static 2 KiB below the 48 KiB that need no opt-in
-MAX_GRID = 2**31 - 1
-OPTIONS = ("-std=c++17",)  # CuPy adds -ftz=true and the architecture
-DTYPES = {torch.float32: "Float32", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 
 
 @dataclass(frozen=True)
@@ -88,13 +82,12 @@ def launch_plan(
     window, shared = (0, 0), 0
     if (h, w) != (H, W):
         mode = "DIRECT"
-        pitch = ((C + 3) // 4 | 1) * 4  # floats per position, as in entropy.cu
-        for candidate_w, candidate_rows in _candidates(widest, thread_rows):
+        for candidate_w, candidate_rows in candidates(widest, thread_rows):
             window_w = max(_window(min(candidate_w, patch_w), step_x, w), 2)  # 2^32 / 1 would not fit `reciprocal`
             window_h = _window(min(THREADS // candidate_w * candidate_rows, patch_h), step_y, h)
-            if window_h * window_w * pitch * 4 <= SHARED_BYTES:
+            if window_h * window_w * pitch(C) * 4 <= SHARED_BYTES:
                 mode, tile_w, thread_rows, window = "STAGED", candidate_w, candidate_rows, (window_h, window_w)
-                shared = window_h * window_w * pitch * 4
+                shared = window_h * window_w * pitch(C) * 4
                 break
     tiles_y, tiles_x = -(-patch_h // (THREADS // tile_w * thread_rows)), -(-patch_w // tile_w)
     blocks, patches = (B * cells_y * cells_x, tiles_y, tiles_x), B * rows * cols
@@ -125,40 +118,17 @@ def _window(n: int, step: tuple[int, int], n_in: int) -> int:
     return min(-(-(n - 1) * step[0] // step[1]) + 2, n_in)
 
 
-def _candidates(tile_w: int, thread_rows: int) -> Iterable[tuple[int, int]]:
-    """(tile width, rows per thread), from the one with the smallest halo to smaller ones."""
-    while tile_w >= 32:
-        rows = thread_rows
-        while rows >= 1:
-            yield tile_w, rows
-            rows //= 2
-        tile_w //= 2
-
-
 def source(variants: Iterable[Variant]) -> str:
     """The text of entropy.cu with the given kernels instantiated."""
-    text = (resources.files(__package__) / "entropy.cu").read_text()
-    lines = (f"KERNEL({v.name}, {v.classes}, {v.dtype}, {v.score.upper()}, {v.mode})" for v in variants)
-    return "\n".join((text, *lines, ""))
+    return nvrtc.text(
+        "entropy.cu", (f"KERNEL({v.name}, {v.classes}, {v.dtype}, {v.score.upper()}, {v.mode})" for v in variants)
+    )
 
 
 @cache
-def _cupy() -> Any:
-    try:
-        import cupy
-    except ImportError as error:
-        raise ImportError(
-            "logits on a CUDA device need CuPy, which is not installed: pip install 'meal-gpu[cuda]', or move the "
-            "logits to the CPU"
-        ) from error
-    return cupy
-
-
-@cache
-def _kernels(variant: Variant, device: int) -> tuple[Any, Any]:
+def _kernels(variant: Variant, device: int) -> tuple[Any, ...]:
     """The two compiled kernels; a module is loaded per device."""
-    module = _cupy().RawModule(code=source([variant]), options=OPTIONS, backend="nvrtc")
-    return module.get_function(variant.name), module.get_function("sum_partials")
+    return nvrtc.functions(source([variant]), variant.name, "sum_partials")
 
 
 def patch_entropy(
@@ -172,7 +142,6 @@ def patch_entropy(
         return
     if score not in SCORES:
         raise ValueError(f"score {score!r}: choose one of {', '.join(SCORES)}")
-    cupy = _cupy()
     plan = launch_plan(
         tuple(logits.shape),
         logits.stride(),
@@ -184,14 +153,12 @@ def patch_entropy(
         pixels is not None,
     )
     device = logits.device
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device)
+    with nvrtc.on_torchs_stream(device):
         scores, sum_partials = _kernels(plan.variant, device.index)
         # Made anew in each call: PyTorch's allocator has it at hand, orders its reuse behind this stream, and where a
         # graph is recorded gives it from the graph's own pool, in which nothing may be kept that is no output.
         workspace = torch.empty(plan.partials, dtype=torch.float64, device=device)
         partials = np.uintp(workspace.data_ptr())
         addresses = (np.uintp(logits.data_ptr()), partials, np.uintp(0 if pixels is None else pixels.data_ptr()))
-        with cupy.cuda.Stream.from_external(stream):
-            scores(plan.grid, (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)
-            sum_partials((plan.sum_grid,), (THREADS,), (partials, np.uintp(sums.data_ptr()), *plan.sum_scalars))
+        scores(plan.grid, (THREADS,), (*addresses, *plan.scalars), shared_mem=plan.shared_bytes)
+        sum_partials((plan.sum_grid,), (THREADS,), (partials, np.uintp(sums.data_ptr()), *plan.sum_scalars))

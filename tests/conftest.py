@@ -24,9 +24,9 @@ hypothesis.settings.load_profile("untimed")
 # Files that take seconds, slowest first, as measured. pytest-xdist hands out whole files (a module's fixtures are made
 # once then), by default those with most tests first: single long tests were left for the end, and cores stood idle.
 SLOW = ("workers", "camvid", "sweep", "bench_stream", "rounds", "cli", "bench_round", "entropy_cuda", "entropy_cpu",
-        "entropy_cuda_threads", "selfcheck", "compile", "kill", "bench_data", "sizing", "train", "bench_scale", "docs",
-        "shards", "device", "embed", "fold", "estimate", "bench_workers", "entropy_cuda_build", "cluster", "build",
-        "conformance")
+        "entropy_cuda_threads", "confusion_cuda", "confusion_camvid", "selfcheck", "compile", "kill", "bench_data",
+        "sizing", "train", "bench_scale", "docs", "shards", "device", "embed", "fold", "estimate", "bench_workers",
+        "entropy_cuda_build", "cluster", "build", "conformance")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from meal_gpu.kernels import entropy_cuda
-from meal_gpu.kernels.entropy_cuda import OPTIONS, THREADS, Variant, launch_plan
+from meal_gpu.kernels.entropy_cuda import Variant, launch_plan
+from meal_gpu.kernels.nvrtc import OPTIONS, THREADS
 
 PTXRUN = Path(__file__).resolve().parents[2] / "shared" / "tools" / "ptxrun"
 FLAGS = ("-O3", *OPTIONS, "-ftz=true")  # -ftz=true is what CuPy adds

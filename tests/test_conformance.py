@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from meal_gpu.config import UmapConfig
-from meal_gpu.kernels import SCORES, entropy_cuda
+from meal_gpu.kernels import SCORES, confusion_cuda, entropy_cuda, nvrtc
 from meal_gpu.machine import rapids
 from meal_gpu.sharding import cluster
 
@@ -180,16 +180,17 @@ def signature_of(callee: Any) -> inspect.Signature:
 
 
 def our_calls() -> Iterator[tuple[str, Call]]:
-    """All calls of the two files that wrap the libraries."""
+    """All calls of the files that wrap the libraries, and the launches."""
     for call in calls_of(inspect.getsource(rapids), "cuml"):
         yield "rapids", call
     import cupy
 
     module = Instance(cupy.RawModule)
-    known = {"_cupy": cupy, "_kernels": Instance(cupy.cuda.Function)}
-    for call in calls_of(inspect.getsource(entropy_cuda), "cupy", known,
-                         {cupy.RawModule: module, cupy.RawModule.get_function: Instance(cupy.cuda.Function)}):
-        yield "entropy_cuda", call
+    known = {"_cupy": cupy, "_kernels": Instance(cupy.cuda.Function), "_kernel": Instance(cupy.cuda.Function)}
+    returns = {cupy.RawModule: module, cupy.RawModule.get_function: Instance(cupy.cuda.Function)}
+    for file in (nvrtc, entropy_cuda, confusion_cuda):
+        for call in calls_of(inspect.getsource(file), "cupy", known, returns):
+            yield file.__name__, call
 
 
 @extra
@@ -203,8 +204,8 @@ def test_every_call_into_the_libraries_takes_its_arguments():
                 pytest.fail(f"{file}:{call.line}: {call.text}: {error}")
         seen.append(call.text)
     # So that the list above does not become empty unnoticed.
-    assert sorted(seen) == ["KMeans", "UMAP", "_cupy().RawModule", "cupy.cuda.Stream.from_external", "means.fit",
-                            "module.get_function", "module.get_function", "reducer.fit_transform", "reducer.transform",
+    assert sorted(seen) == ["KMeans", "UMAP", "_cupy().RawModule", "cupy.cuda.Stream.from_external", "kernel",
+                            "means.fit", "module.get_function", "reducer.fit_transform", "reducer.transform",
                             "scores", "sum_partials"]
 
 
@@ -335,17 +336,19 @@ def test_the_kernel_runs_on_a_stream_of_pytorch():
 @pytest.mark.parametrize("score", SCORES)
 def test_the_compiler_that_cupy_uses_takes_the_kernel(score, arch):
     """NVRTC needs no device when it is told the architecture: 19 classes, bfloat16, with and without upsampling."""
-    from cupy_backends.cuda.libs import nvrtc
+    from cupy_backends.cuda.libs import nvrtc as compiler
 
     variants = [entropy_cuda.launch_plan((1, 19, *size), (19 * size[0] * size[1], size[0] * size[1], size[1], 1),
                                          torch.bfloat16, (64, 128), (4, 4), score, True, False).variant
                 for size in ((16, 32), (64, 128))]
-    program = nvrtc.createProgram(entropy_cuda.source(variants), "entropy.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, (*entropy_cuda.OPTIONS, "-ftz=true", f"-arch=sm_{arch}"))
-        assert len(nvrtc.getCUBIN(program)) > 1000
-    finally:
-        nvrtc.destroyProgram(program)
+    others = [confusion_cuda.Variant("BFloat16", staged) for staged in (True, False)]
+    for text in (entropy_cuda.source(variants), confusion_cuda.source(others)):
+        program = compiler.createProgram(text, "kernel.cu", (), ())
+        try:
+            compiler.compileProgram(program, (*nvrtc.OPTIONS, "-ftz=true", f"-arch=sm_{arch}"))
+            assert len(compiler.getCUBIN(program)) > 1000
+        finally:
+            compiler.destroyProgram(program)
 
 
 @extra

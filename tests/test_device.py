@@ -28,7 +28,7 @@ from meal_gpu.machine.transfers import Transfers
 from meal_gpu.network.features import Features, logits_of
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.stages.embed import Embedding
-from meal_gpu.stages.evaluate import confusion
+from meal_gpu.stages.evaluate import Score, confusion
 from meal_gpu.stages.predict import predict, predict_batch
 from meal_gpu.stages.select import PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.stages.train import patch_loss, train_epoch
@@ -122,18 +122,64 @@ def test_an_epoch_sends_its_indices_and_waits_for_nothing(pretended, sizes, monk
 
 @pytest.mark.filterwarnings("ignore:User provided device_type")
 @pytest.mark.parametrize("cached", [True, False])
-def test_an_evaluation_waits_for_nothing_before_its_confusion_matrix(pretended, cached, monkeypatch):
-    """Six images in three batches; their masks are on the host, and sent batch by batch."""
+@pytest.mark.parametrize("context", ["image", "patch"])
+@pytest.mark.parametrize("where", ["cuda", "cpu"])
+def test_an_evaluation_waits_for_nothing_before_its_confusion_matrix(pretended, cached, context, where, monkeypatch):
+    """Six images in three batches; masks on the device are not sent, masks on the host ahead of their use."""
     monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 2 * 64 * 96)
     images, model = pretended
     grid = Grid(2, 3, 64, 96)
-    features = Features.of(HeldFrames.of(images, grid, "image", CUDA), model, tiny_backend(), cached)
-    masks = HeldFrames.of(torch.zeros(6, 64, 96, dtype=torch.uint8), grid, "image", CUDA)
+    features = Features.of(HeldFrames.of(images, grid, context, CUDA), model, tiny_backend(), cached)
+    masks = HeldFrames.of(torch.zeros(6, 64, 96, dtype=torch.uint8, device=where), grid, context, CUDA)
     features.upsampling, features.frames._statistics  # noqa: B018  once per network
     with Transfers() as counted:
         counts = confusion(model, features, masks, 5, tiny_backend())
-    assert (counted.reads, counted.sends) == ({}, {"frames.py: to_copy": 3})
+        assert counted.waits == 0
+        with pytest.raises(Exception, match=r"tolist|_local_scalar_dense|meta|fake"):  # there is nothing to be read
+            Score.of(counts)
+    assert counted.waits <= 1
+    assert counted.sends == ({} if where == "cuda" else {"frames.py: to_copy": 3})
     assert counts.device.type == "cuda"
+
+
+class Traffic(TorchDispatchMode):
+    """Launches on the device, and the bytes of the tensors that they are given and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, torch.Tensor) and t.is_cuda]
+        if tensors and not function.is_view and function.namespace != "prim" and "view" not in str(function):
+            self.launches += 1
+            self.bytes += sum(t.numel() * t.itemsize for t in {id(t): t for t in tensors}.values())
+        return result
+
+
+@pytest.mark.parametrize("where", ["cuda", "cpu"])
+@pytest.mark.parametrize(("context", "frame"), [("image", (512, 1024)), ("patch", (128, 256))])
+def test_the_tail_of_an_evaluation_moves_little(context, frame, where, monkeypatch):
+    """From logits to counts, 512 x 1024 and 19 classes in bfloat16: 3 MB an image, 4 launches a batch (146 MB and 15,
+    before there was a kernel). Four images in two batches."""
+    backend, grid, (height, width) = tiny_backend(torch.bfloat16), Grid(4, 4, 512, 1024), frame
+    n = 2 * grid.per_image(context)
+    with FakeTensorMode():
+        logits = torch.empty(n, 19, height // 4, width // 4, dtype=torch.bfloat16, device=CUDA)
+        monkeypatch.setattr("meal_gpu.stages.evaluate.logits_of", lambda model, given, up, backend: (logits, None))
+        monkeypatch.setattr("meal_gpu.stages.evaluate.for_scoring", lambda model, backend: model)
+        frames = HeldFrames.of(torch.empty(4, 512, 1024, 3, dtype=torch.uint8, device=CUDA), grid, context, CUDA)
+        maps = torch.empty(2 * n, 1, 1, 1, device=CUDA)
+        features = Features(frames, backend, (height // 4, width // 4), (height // 16, width // 16), n, (maps, maps))
+        features.upsampling  # noqa: B018
+        masks = HeldFrames.of(torch.empty(4, 512, 1024, dtype=torch.uint8, device=where), grid, context, CUDA)
+        with Traffic() as traffic:
+            counts = confusion(None, features, masks, 19, backend)
+    assert counts.shape == (19, 19)
+    assert traffic.launches <= 2 * 4
+    assert traffic.launches == 1 + 2 * (1 if (context, where) == ("image", "cuda") else 2)
+    assert traffic.bytes / 4 <= 3e6
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -341,3 +387,10 @@ def test_the_recorder_sees_a_transfer_and_a_wait_on_a_pretended_device(pretended
             bool(torch.zeros(1, device=CUDA).any())
     assert counted.reads == {"outside: to_copy": 1, "outside: copy": 1, "outside: bool": 1}
     assert counted.sends == {"outside: to_copy": 1, "outside: copy": 1, "outside: tensor": 1}
+    assert (counted.blocked, counted.waits) == (counted.sends, 6)
+    with Transfers() as counted:
+        torch.zeros(3).to(CUDA, non_blocking=True)
+        torch.zeros(3, device=CUDA).copy_(torch.zeros(3), non_blocking=True)
+        torch.zeros(3, device=CUDA).copy_(torch.zeros(3), True)
+    assert counted.sends == {"outside: to_copy": 1, "outside: copy": 2}
+    assert (counted.blocked, counted.waits) == ({}, 0)

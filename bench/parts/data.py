@@ -26,7 +26,7 @@ from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid, Size
 from meal_gpu.machine.backend import find_loader
 from meal_gpu.machine.card import usable_cores
-from meal_gpu.network.features import images_per_batch
+from meal_gpu.network.features import BATCH_PIXELS, images_per_batch
 from meal_gpu.planning.roofline import Roofs, Work
 
 from ..result import Baseline, Result, Stage, WrongResultError, baseline, stage
@@ -163,7 +163,7 @@ def _reading(case: Case, images: np.ndarray, png: list[Sample], folder: Path, lo
     held = torch.from_numpy(np.tile(images, (REPEATS, 1, 1, 1))).to(device)
     grid = Grid(*case.grid, *case.size)
     threads = ThreadPoolExecutor(usable_cores())
-    step = images_per_batch(grid)
+    step = images_per_batch(grid, BATCH_PIXELS)
     parts = [slice(first, min(first + step, n)) for first in range(0, n, step)]
     buffer = torch.empty(step, *images.shape[1:], dtype=torch.uint8)
     values = n * images[0].size

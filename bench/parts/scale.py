@@ -15,7 +15,7 @@ from meal_gpu.data.frames import HeldFrames
 from meal_gpu.grid import Grid
 from meal_gpu.kernels import patch_entropy
 from meal_gpu.machine.backend import Backend, resolve
-from meal_gpu.network.features import Features, images_per_batch
+from meal_gpu.network.features import Features, batch_pixels, images_per_batch
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.planning.network_cost import Network
 from meal_gpu.planning.roofline import Roofs, Work
@@ -70,7 +70,7 @@ def run(config: Config, effort: Effort, pools: Sequence[int] = POOLS, classes: S
 
     def measure(point: Point, extra: bool) -> list[Stage]:
         grid = Grid(*config.data.grid, *point.size)
-        network = replace(on_meta[point.classes], grid=grid, batch=images_per_batch(grid))
+        network = replace(on_meta[point.classes], grid=grid, batch=images_per_batch(grid, batch_pixels(backend)))
         calls = _calls(config, backend, point, models[point.classes], network, umap_to if extra else 0)
         height, width = point.size
         made = []

@@ -102,7 +102,7 @@ def run(config: Config, workers: Sequence[int], rounds: int = 5, n_images: int =
             tell(f"{n} workers")
             held = Workers(local(n, 1), share_memory=True)
             try:
-                shards = Shards.of(held, config, backend, Path(folder), frames, batch_size(frames))
+                shards = Shards.of(held, config, backend, Path(folder), frames, batch_size(frames, backend))
                 one, best = _measure(shards, model, items, n_best, rounds)
             finally:
                 held.close()

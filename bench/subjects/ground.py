@@ -21,7 +21,14 @@ from meal_gpu.engine.experiment import Experiment, prepare
 from meal_gpu.engine.oracle import SimulatedOracle
 from meal_gpu.engine.rounds import initial_patches
 from meal_gpu.errors import InputError
-from meal_gpu.network.features import Features, batch_size, frames_of
+from meal_gpu.network.features import (
+    BATCH_PIXELS,
+    Features,
+    batch_pixels,
+    batch_size,
+    frames_of,
+    images_per_batch,
+)
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.planning.network_cost import Network
 from meal_gpu.randomness import derive, generator
@@ -71,7 +78,7 @@ class Ground:
             raise InputError("This pool has no masks: a round cannot be measured without labels. Use a labelled data "
                              "set; its throughput is that of any pool of equal size.")
         grid, device = experiment.grid, experiment.backend.device
-        frames_at_once = 3 * batch_size(experiment.train.frames)
+        frames_at_once = 3 * batch_size(experiment.train.frames, experiment.backend)
         wanted = max(2, math.ceil(frames_at_once / experiment.train.frames.per_image))
 
         n, frozen = min(wanted, len(train_store.names)), config.model.freeze_backbone
@@ -90,7 +97,8 @@ class Ground:
         labels = SimulatedOracle(train_store.masks, grid).label(0, ids)
         vectors = experiment.embeddings.vectors
         phi = fit(vectors, config.umap, derive(config.seeds[0], 0, "umap") % 2**32, experiment.backend.umap)
-        network = Network.of(config, len(experiment.class_names), experiment.backend.dtype)
+        network = Network.of(config, len(experiment.class_names), experiment.backend.dtype,
+                             batch_pixels(experiment.backend))
         ground = cls(experiment, folder, n, n_val, model, frames, features, val_features, val_masks, ids.to(device),
                      labels.to(device), network, vectors, phi)
         ground.learn(model, len(ids), epochs=4)
@@ -192,7 +200,8 @@ def maps_of(features: Features, model: DeepLabV3Plus) -> Iterator[tuple[Tensor, 
 
 def read_all(frames: Frames) -> None:
     """One pass over the frames' pixels, as training and scoring do: a batch is done with when the next is asked for."""
-    deque(frames.scan(batch_size(frames)), maxlen=0)
+    size = images_per_batch(frames.images_grid, BATCH_PIXELS) * frames.per_image
+    deque(frames.scan(size), maxlen=0)
 
 
 def scores_of(ground: Ground, features: Features) -> Tensor:

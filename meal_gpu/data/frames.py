@@ -7,7 +7,7 @@ pixels. What was handed out is never written again while anybody holds it.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, pairwise
@@ -26,6 +26,8 @@ from .store import expect, release
 if TYPE_CHECKING:
     from .dali import FrameReader
 
+New = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Gives the memory of a tensor."""
 Part = tuple[int, int]
 """Images ``first … last - 1``."""
 
@@ -112,8 +114,13 @@ class HeldFrames(Frames):
         return statistics(self.device)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """Frames as they are, uint8 ``[B, h, w, …]`` on the device, for indices int64 ``[B]``."""
-        return self._cut(index, None).to(self.device)
+        """Frames as they are, uint8 ``[B, h, w, …]`` on the device, for indices int64 ``[B]``.
+
+        From the host they are sent out of pinned memory: the host goes on while the device still works.
+        """
+        if self.images.device.type == self.device.type:
+            return self._cut(index, None, self._blocks.new)
+        return self._cut(index, None, pinned).to(self.device, non_blocking=True)
 
     def cut(self, frames: slice) -> Tensor:
         """Frames of whole images as they are, uint8 ``[B, h, w, …]`` on the device."""
@@ -121,14 +128,33 @@ class HeldFrames(Frames):
         self._release([(frames.start // self.per_image, frames.stop // self.per_image)])
         return pixels
 
-    def _cut(self, index: Tensor, values: tuple[Tensor, Tensor] | None) -> Tensor:
+    def passed(self, parts: Iterable[slice]) -> Iterator[Tensor]:
+        """Frames of whole images as they are, uint8 ``[B, h, w, …]`` on the device, part by part.
+
+        Nobody writes into what he is given: whole images that are where they are wanted are not copied.
+        """
+        grid, per = self.images_grid, self.per_image
+        for frames in parts:
+            first, last = frames.start // per, frames.stop // per
+            pixels = self.images[first:last]
+            if self.images.device.type != self.device.type or (self.context == "patch" and self.device.type == "cpu"):
+                yield self[torch.arange(frames.start, frames.stop, device=self.images.device)]
+            elif self.context == "image":
+                yield pixels
+            else:  # one launch
+                pixels = pixels[:, : grid.rows * grid.patch_height, : grid.cols * grid.patch_width]
+                pixels = pixels.unflatten(2, (grid.cols, grid.patch_width)).unflatten(1, (grid.rows, grid.patch_height))
+                yield pixels.transpose(2, 3).flatten(0, 2)
+            self._release([(first, last)])
+
+    def _cut(self, index: Tensor, values: tuple[Tensor, Tensor] | None, new: New) -> Tensor:
         tiles = (1, 1) if self.context == "image" else (self.images_grid.rows, self.images_grid.cols)
-        return cut_frames(self.images, index.to(self.images.device), tiles, values, self._blocks.new)
+        return cut_frames(self.images, index.to(self.images.device), tiles, values, new)
 
     def _normalised(self, index: Tensor) -> Tensor:
         if self.images.device.type != self.device.type:  # a quarter of the bytes to move
             return normalise(self[index], self._statistics)
-        return self._cut(index, self._statistics).permute(0, 3, 1, 2)
+        return self._cut(index, self._statistics, self._blocks.new).permute(0, 3, 1, 2)
 
     def _images(self, parts: list[Part]) -> Iterator[Tensor]:
         per, device = self.per_image, self.images.device
@@ -246,6 +272,11 @@ def resident(images: np.ndarray, device: torch.device, stream: str) -> Tensor:
         held[first : first + step] = part
         release(images, first, min(first + step, n))
     return held
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory of the host that a device reads by itself. PyTorch gives it to nobody else before the device has."""
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())  # without a device one is pretended
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

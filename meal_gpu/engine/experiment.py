@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.datasets import Dataset, open_dataset
-from ..data.frames import Frames, HeldFrames
+from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
@@ -139,7 +139,7 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     frames = frames_of(stores.train.images, config, backend, placement.images)
     shards = None
     if workers is not None:
-        shards = Shards.of(workers, config, backend, stores.train.path, frames, batch_size(frames))
+        shards = Shards.of(workers, config, backend, stores.train.path, frames, batch_size(frames, backend))
         stack.callback(shards.close)
         shards.open(pretrained, progress)
     features = frozen(frames, placement.cache, "features")
@@ -148,6 +148,7 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     train, validation = Split(stores.train.names, frames, features, backend), None
     if val is not None and val.masks is not None:
         frames = frames_of(val.images, config, backend, placement.val_images)
-        masks = HeldFrames.of(val.masks, config.data.tiling(), config.data.context, backend.device)
+        held = resident(val.masks, backend.device, "mapped") if placement.val_masks == "resident" else val.masks
+        masks = HeldFrames.of(held, config.data.tiling(), config.data.context, backend.device)
         validation = Validation(val.names, frames, frozen(frames, placement.val_cache, "val features"), backend, masks)
     return Experiment(config, backend, stores, strategy, placement, pretrained, train, validation, progress, shards)

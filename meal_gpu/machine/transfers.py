@@ -1,5 +1,6 @@
 """What goes between host and device, and where: the count behind "one transfer per query".
 
+A copy to the device stops the host too, unless it is ``non_blocking``: PyTorch waits until the stream has come to it.
 Reads are counted the same whether the tensors are on a GPU, on a CPU, or pretended (`FakeTensorMode`): what would stop
 a GPU is known by the call. Copies to the device are known by the devices, so that they are counted on a GPU and on a
 pretended one. What happens within kernels and libraries is not seen.
@@ -7,6 +8,7 @@ pretended one. What happens within kernels and libraries is not seen.
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +36,8 @@ class Transfers:
         """Of device memory by the host, and waits for it."""
         self.sends: Counter[str] = Counter()
         """Copies from the host to the device."""
+        self.blocked: Counter[str] = Counter()
+        """Those of the sends that the host waits for."""
         self._inside = False
         self._methods, self._operations = _Methods(self), _Operations(self)
 
@@ -47,13 +51,19 @@ class Transfers:
         self._operations.__exit__(kind, error, trace)
         self._methods.__exit__(kind, error, trace)
 
-    def call(self, name: str, counts: Counter[str] | None, function: Any, args: Any, kwargs: Any) -> Any:
-        """Run a function, counted where ``counts`` are given; what is read within a counted one is part of it."""
-        if counts is None or self._inside:
+    @property
+    def waits(self) -> int:
+        """How often the host stopped until the device had come so far."""
+        return sum(self.reads.values()) + sum(self.blocked.values())
+
+    def call(self, name: str, counts: Sequence[Counter[str]], function: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function, counted in all of ``counts``; what is read within a counted one is part of it."""
+        if not counts or self._inside:
             return function(*args, **kwargs)
         place = _place()
         if place is not None:
-            counts[f"{place}: {name.strip('_')}"] += 1
+            for counter in counts:
+                counter[f"{place}: {name.strip('_')}"] += 1
         self._inside = True
         try:
             return function(*args, **kwargs)
@@ -70,9 +80,9 @@ class _Methods(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
-        counts = self.counted.reads if name in READS else None
+        counts = [self.counted.reads] if name in READS else []
         if name in MAKES and torch.device(kwargs.get("device") or "cpu").type == "cuda":
-            counts = self.counted.sends
+            counts = [self.counted.sends, self.counted.blocked]
         return self.counted.call(name, counts, function, args, kwargs)
 
 
@@ -88,9 +98,10 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         masked = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
         way = _way(name, args, kwargs) if name in ("_to_copy", "copy_") else None
-        counts = self.counted.reads if name in WAITS or masked or way == ("cuda", "cpu") else None
+        counts = [self.counted.reads] if name in WAITS or masked or way == ("cuda", "cpu") else []
         if way == ("cpu", "cuda"):
-            counts = self.counted.sends
+            ahead = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+            counts = [self.counted.sends] if ahead else [self.counted.sends, self.counted.blocked]
         return self.counted.call(name, counts, function, args, kwargs)
 
 

@@ -1,5 +1,6 @@
 """Backbone features of frames: constants where the backbone is frozen, and then computed once."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,12 @@ from .repeated import repeated
 from .windows import Windows, along, bilinear_matrix
 
 BATCH_PIXELS = 1_400_000
-"""Pixels per forward pass over a pool: eight CamVid images, enough to fill a processor, small beside its memory."""
+"""Pixels per forward pass over a pool on a CPU: eight CamVid images, enough to fill it, small beside its memory."""
+DEVICE_BATCH_PIXELS = 32 * 512 * 1024
+"""The same on CUDA, where memory allows: enough that a launch takes longer than the host needs for it."""
+PEAK_BYTES = 320
+"""A forward pass takes at most so many bytes per pixel of its batch at its peak: 290 in float32, 160 in bfloat16, by
+the count of `sizing.peak_scoring` for the default backbone."""
 
 Given = tuple[Tensor, ...]
 """What a network is given of a batch of frames: the maps that are kept, or the pixels ``[B, 3, H, W]``."""
@@ -51,7 +57,7 @@ class Features:
         ``batch`` is the whole pool's `batch_size` where these frames are a part of it: see `scan`.
         """
         shapes = model.map_shapes(frames.grid.height, frames.grid.width)
-        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch or batch_size(frames))
+        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch or batch_size(frames, backend))
         return fresh._kept(model, shapes, stage, progress) if cached else fresh
 
     @torch.no_grad()
@@ -84,12 +90,17 @@ class Features:
         """The pass of `scan` before the network: what each batch's maps are made of, by `maps_of`."""
         if self.cache is not None:
             low, high = (cache.permute(0, 3, 1, 2) for cache in self.cache)
-            for first in range(0, self.frames.count, self.batch):
-                frames = slice(first, min(first + self.batch, self.frames.count))
+            for frames in self.parts:
                 yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
         # A loop would hold a batch's pixels while the next is made.
         yield from map(lambda part: (part[0], (filled(part[1], self.batch),)), self.frames.scan(self.batch))  # noqa: C417
+
+    @property
+    def parts(self) -> list[slice]:
+        """The frames of each batch of a `scan`."""
+        count = self.frames.count
+        return [slice(first, min(first + self.batch, count)) for first in range(0, count, self.batch)]
 
     def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
         """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for.
@@ -183,20 +194,37 @@ def frames_of(images: np.ndarray, config: Config, backend: Backend, where: str) 
     return HeldFrames.of(images, grid, context, device)
 
 
-def images_per_batch(grid: Grid) -> int:
-    """Images per forward pass over a pool, where it holds so many."""
-    return max(1, BATCH_PIXELS // (grid.height * grid.width))
+def batch_pixels(backend: Backend) -> int:
+    """Pixels per forward pass over a pool: the one place that decides it.
+
+    On CUDA as many as take a quarter of the memory budget at their peak (what is free is twice the budget). In powers
+    of two, so that a little more or less free memory changes neither the batches nor, with them, any bit of a result.
+    """
+    if backend.device.type != "cuda":
+        return BATCH_PIXELS
+    fit, pixels = backend.budget_bytes // 4 // PEAK_BYTES, DEVICE_BATCH_PIXELS
+    while pixels > max(fit, BATCH_PIXELS):
+        pixels //= 2
+    return pixels
 
 
-def batch_size(frames: Frames) -> int:
+def images_per_batch(grid: Grid, pixels: int) -> int:
+    """Images per forward pass over a pool, where it holds so many; ``pixels`` as from `batch_pixels`."""
+    return max(1, pixels // (grid.height * grid.width))
+
+
+def batch_size(frames: Frames, backend: Backend) -> int:
     """Frames per forward pass: whole images, and no more than there are."""
-    return min(images_per_batch(frames.images_grid), frames.n_images) * frames.per_image
+    most, n = images_per_batch(frames.images_grid, batch_pixels(backend)), frames.n_images
+    if backend.device.type == "cuda" and n > most:  # the last batch is filled up: batches alike waste least
+        most = math.ceil(n / math.ceil(n / most))
+    return min(most, n) * frames.per_image
 
 
-def full_batch(data: DataConfig) -> int:
-    """Frames per forward pass over a pool that is no smaller."""
+def full_batch(data: DataConfig, pixels: int) -> int:
+    """Frames per forward pass over a pool that is no smaller; ``pixels`` as from `batch_pixels`."""
     grid = data.tiling()
-    return images_per_batch(grid) * grid.per_image(data.context)
+    return images_per_batch(grid, pixels) * grid.per_image(data.context)
 
 
 def filled(batch: Tensor, size: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from ..config import Config
 from ..machine.backend import Backend
 from ..machine.card import card, usable_cores
-from ..network.features import images_per_batch
+from ..network.features import DEVICE_BATCH_PIXELS, images_per_batch
 from .network_cost import Network
 from .roofline import Roofs, Work
 from .sizing import Extent
@@ -35,7 +35,7 @@ PNG_PIXELS = 45e6
 
 def counts(config: Config, n: int, n_val: int, classes: int) -> dict[str, Work]:
     """Bytes, FLOPs and exponentials of a round's stages, in bfloat16: ``n`` images of the pool, ``n_val`` others."""
-    network = Network.of(config, classes, torch.bfloat16)
+    network = Network.of(config, classes, torch.bfloat16, DEVICE_BATCH_PIXELS)
     per_image = config.data.tiling().per_image(config.data.context)
     labelled = middle(config, n)
     return {
@@ -84,8 +84,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     features, forward, kernel, epoch, evaluation = (sheet.least(work)[0] for work in works)
     frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
     forward += 0.0 if frozen else features
-    moved, batch, eager = of_stages(config, backend, extent.n_classes), images_per_batch(config.data.tiling()), (
-        config.model.compile == "none")
+    moved, eager = of_stages(config, backend, extent.n_classes), config.model.compile == "none"
+    batch = images_per_batch(config.data.tiling(), DEVICE_BATCH_PIXELS)
 
     def cost(stage: str, least: float, times: int) -> Cost:
         """Of so many batches or steps: what the operations move, but no less than what must be done."""
@@ -112,8 +112,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         "a round": f"at least {_seconds(total)} on an {name.upper()}: an ESTIMATE, not measured. Bytes that its "
                    f"operations move, FLOPs and exponentials over its data sheet's {sheet.bytes / 1e12:.2f} TB/s, "
                    f"{sheet.flops / 1e12:.0f} TFLOP/s in bfloat16, {FLOAT32[name] / 1e12:g} in float32, "
-                   f"{sheet.exps / 1e12:.2f} T exp/s; {1e6 * LAUNCH_S:.0f} us of host a launch; the slower of GPU and host counts. Reading, copies and "
-                   f"libraries come on top. `meal-gpu bench` measures {measured}",
+                   f"{sheet.exps / 1e12:.2f} T exp/s; {1e6 * LAUNCH_S:.0f} us of host a launch; the slower of the "
+                   f"two counts. Reading, copies and libraries come on top. `meal-gpu bench` measures {measured}",
         "  decode": decode,
         "  features": f"{once} once: the backbone is frozen" if frozen else "within forward and train",
         "  forward": f"{scoring} for {n:,} images, the kernel within",

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..config import Config
 from ..grid import Grid
 from ..kernels import cost
-from ..network.features import full_batch
+from ..network.features import BATCH_PIXELS, full_batch
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows, along
 from .roofline import Work
@@ -58,11 +58,12 @@ class Network:
     """Frames per forward pass over a pool that is no smaller."""
 
     @classmethod
-    def of(cls, config: Config, classes: int, dtype: torch.dtype) -> "Network":
+    def of(cls, config: Config, classes: int, dtype: torch.dtype, pixels: int = BATCH_PIXELS) -> "Network":
+        """``pixels``: of a batch, as from `features.batch_pixels`."""
         grid = config.data.tiling().within(config.data.context)
         with META:
             model = DeepLabV3Plus(classes, config.model.without_weights)
-        return cls(model, grid, classes, dtype.itemsize, full_batch(config.data))
+        return cls(model, grid, classes, dtype.itemsize, full_batch(config.data, pixels))
 
     def maps(self, n: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -100,8 +101,12 @@ class Network:
         return Work(bytes=high.numel() * self.item_bytes * frames + out)
 
     def evaluation(self, frames: int) -> Work:
-        """Maps (frozen) or pixels, and masks → a confusion matrix. Logits need not leave the cache."""
-        work = self.forward(frames) + Work(bytes=self.grid.height * self.grid.width * frames)
+        """Maps (frozen) or pixels, and masks → a confusion matrix, by way of logits at stride 4."""
+        (low, _), grid = self.maps(1), self.grid
+        counted = cost.confusion((frames, self.classes, low.shape[2], low.shape[3]), (grid.height, grid.width),
+                                 (grid.rows * grid.patch_height, grid.cols * grid.patch_width),
+                                 item_bytes=self.item_bytes)
+        work = self.forward(frames) + Work(bytes=counted.bytes_moved, dispatches=-(-frames // self.batch))
         return work if self.model.freeze_backbone else work + self.features(frames)
 
     def training(self, patches: int, batch: int) -> Work:

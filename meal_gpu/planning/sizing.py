@@ -20,7 +20,7 @@ from ..data.datasets import open_dataset
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..machine.card import processes
-from ..network.features import full_batch
+from ..network.features import batch_pixels, full_batch
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows
 from ..stages.train import patch_loss
@@ -38,7 +38,9 @@ class Sizes:
     val: int
     """The validation images as uint8."""
     masks: int
-    """Both splits' masks, in the store."""
+    """The pool's masks, in the store."""
+    val_masks: int
+    """The validation masks: in the store, and on the device where they are resident."""
     features: int
     """A frozen backbone's maps of the pool, in the autocast dtype."""
     val_features: int
@@ -46,7 +48,7 @@ class Sizes:
     @property
     def store(self) -> int:
         """On disk."""
-        return self.pool + self.val + self.masks
+        return self.pool + self.val + self.masks + self.val_masks
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Placement:
     images: str
     """``resident`` (on the device) or ``streamed`` (from the store)."""
     val_images: str
+    val_masks: str
     cache: bool
     """The pool's frozen features are kept on the device."""
     val_cache: bool
@@ -73,14 +76,15 @@ def measure(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: in
     maps = grid.per_image(context) * (c4 * h4 * w4 + c16 * h16 * w16) * backend.dtype.itemsize
     pixels = grid.height * grid.width
     return Sizes(n_images, n_val_images, n_images * grid.cells, 3 * pixels * n_images, 3 * pixels * n_val_images,
-                 pixels * (masks * n_images + n_val_images), maps * n_images, maps * n_val_images)
+                 pixels * masks * n_images, pixels * n_val_images, maps * n_images, maps * n_val_images)
 
 
 def place(config: Config, sizes: Sizes, budget: int, sharded: bool = False) -> Placement:
     """Decide what the device holds, within ``budget`` bytes; of the pool nothing where it is ``sharded``.
 
-    A frozen backbone's features come first: with them no round reads an image again. Then the pool's images, which
-    everything else reads. Then the same of the validation split. An explicit choice is followed, whatever the budget.
+    The validation split comes first, which is read after each epoch, where the pool is once a round: its frozen
+    features (with them nothing reads its images again) or else its images, then its masks. Then the pool's features, or
+    else its images. An explicit choice is followed, whatever the budget.
     """
     left = budget
     frozen, wanted = config.model.freeze_backbone, config.model.cache_features
@@ -88,6 +92,13 @@ def place(config: Config, sizes: Sizes, budget: int, sharded: bool = False) -> P
     def cached(size: int) -> bool:
         return frozen and (wanted == "always" or (wanted == "auto" and size <= left))
 
+    val_cache = cached(sizes.val_features)
+    left -= val_cache * sizes.val_features
+    wanted_images = config.data.placement != "streamed"
+    val_images = "resident" if not val_cache and wanted_images and sizes.val <= left else "streamed"
+    left -= (val_images == "resident") * sizes.val
+    val_masks = "resident" if sizes.val_masks <= left else "streamed"
+    left -= (val_masks == "resident") * sizes.val_masks
     cache = not sharded and cached(sizes.features)
     left -= cache * sizes.features
     if config.data.placement != "auto":
@@ -101,11 +112,7 @@ def place(config: Config, sizes: Sizes, budget: int, sharded: bool = False) -> P
     else:
         images, reason = "streamed", f"{gigabytes(sizes.pool)} do not fit into the budget of {gigabytes(budget)}"
     left -= (images == "resident") * sizes.pool
-    val_cache = cached(sizes.val_features)
-    left -= val_cache * sizes.val_features
-    val_images = "resident" if not val_cache and images == "resident" and sizes.val <= left else "streamed"
-    left -= (val_images == "resident") * sizes.val
-    return Placement(images, val_images, cache, val_cache, reason, budget - left)
+    return Placement(images, val_images, val_masks, cache, val_cache, reason, budget - left)
 
 
 def gigabytes(size: int) -> str:
@@ -160,13 +167,13 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     return {
         "pool": f"{n_images:,} images, {sizes.n_patches:,} patches; {n_val:,} images to validate on",
         "store on disk": f"{gigabytes(sizes.store)} (pool {gigabytes(sizes.pool)}, validation {gigabytes(sizes.val)}, "
-                         f"masks {gigabytes(sizes.masks)})",
+                         f"masks {gigabytes(sizes.masks + sizes.val_masks)})",
         "features": features,
         "placement": f"{where.images} ({where.reason})" + (
             f"; validation images {where.val_images}" if n_val and where.val_images != where.images else ""),
         **({"workers": _workers(config, backend, model, n_images)} if sharded else {}),
-        "device memory": f"{gigabytes(where.device_bytes)} images and features, {gigabytes(weights + 3 * trained)} "
-                         "network, gradients and Adam",
+        "device memory": f"{gigabytes(where.device_bytes)} images, masks and features, "
+                         f"{gigabytes(weights + 3 * trained)} network, gradients and Adam",
         "at its peak": f"{gigabytes(peak_scoring(config, backend, model))} more in scoring, "
                        f"{gigabytes(peak_training(config, backend, model))} in a training step; libraries take more",
     }
@@ -193,7 +200,8 @@ def peak_scoring(config: Config, backend: Backend, model: DeepLabV3Plus) -> int:
     The very network runs on tensors without memory, and the living ones are counted. What libraries take for
     themselves (workspaces, reordered weights) comes on top.
     """
-    frame, size = config.data.tiling().within(config.data.context), full_batch(config.data)
+    frame = config.data.tiling().within(config.data.context)
+    size = full_batch(config.data, batch_pixels(backend))
 
     def score(network: DeepLabV3Plus) -> None:
         pixels = torch.empty(size, frame.height, frame.width, 3).permute(0, 3, 1, 2)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..config import Config
 from ..data.frames import HeldFrames
 from ..machine.backend import Backend
-from ..network.features import Features, Maps, images_per_batch
+from ..network.features import DEVICE_BATCH_PIXELS, Features, Maps, images_per_batch
 from ..network.model import DeepLabV3Plus
 from ..stages.evaluate import confusion
 from ..stages.predict import predict
@@ -98,7 +98,7 @@ def of_stages(config: Config, backend: Backend, classes: int) -> dict[str, Traff
         model = DeepLabV3Plus(classes, config.model.without_weights)
     frame = grid.within(context)
     shapes = model.map_shapes(frame.height, frame.width)
-    n, frozen = images_per_batch(grid), config.model.freeze_backbone
+    n, frozen = images_per_batch(grid, DEVICE_BATCH_PIXELS), config.model.freeze_backbone
 
     def features(images: int) -> Features:
         frames = HeldFrames.of(torch.empty(images, grid.height, grid.width, 3, dtype=torch.uint8), grid, context,

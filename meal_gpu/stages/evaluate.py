@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.frames import HeldFrames
+from ..kernels import confusion_counts
 from ..machine.backend import Backend
 from ..network.features import Features, logits_of
 from ..network.fold import for_scoring
@@ -34,20 +34,6 @@ class Score:
         return cls(tuple(iou), sum(present) / len(present) if present else None)
 
 
-def add_confusion(confusion: Tensor, truth: Tensor, prediction: Tensor) -> None:
-    """Count pixels ``[B, H, W]`` into ``confusion`` int64 ``[C, C]``, in place.
-
-    Truth outside ``0 … C - 1`` (void) is left out.
-    """
-    classes = len(confusion)
-    truth, prediction = truth.flatten(1).long(), prediction.flatten(1).long()
-    # Void goes into an extra bin instead of a boolean mask, and `bincount` would look for the largest: the shapes stay
-    # fixed, and the device is not waited for. An image is counted by itself, so that fewer threads add to one number.
-    bins = torch.where(truth < classes, truth * classes + prediction, classes * classes)
-    counts = bins.new_zeros(len(bins), classes * classes + 1).scatter_add_(1, bins, bins.new_ones(1).expand_as(bins))
-    confusion += counts.sum(0)[:-1].view(classes, classes)
-
-
 def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
              progress: Progress = no_progress) -> Score:
     """IoU over all validation frames; masks uint8 frames, 255 = void. The one wait is for the confusion matrix."""
@@ -59,17 +45,17 @@ def confusion(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_c
               progress: Progress = no_progress) -> Tensor:
     """The confusion matrix of one pass, int64 ``[truth, prediction]`` on the device, which is not waited for.
 
-    Pixels that belong to no patch (see `Grid`) are left out, so that both contexts count the same pixels.
+    The logits are upsampled, compared and counted by one kernel, `kernels.confusion_counts`: a full-resolution tensor
+    is never made. Pixels that belong to no patch (see `Grid`) are left out, so that both contexts count the same
+    pixels.
     """
     model, logits_of_batch = for_scoring(model, backend), backend.compiled(logits_of)
     grid = features.frames.grid
     height, width = grid.rows * grid.patch_height, grid.cols * grid.patch_width
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=features.frames.device)
-    for frames, given in features.given():
+    for (frames, given), truth in zip(features.given(), masks.passed(features.parts), strict=True):
         logits, _ = logits_of_batch(model, given, features.upsampling, backend)
-        logits = logits[: frames.stop - frames.start]
-        logits = F.interpolate(logits.float(), (grid.height, grid.width), mode="bilinear", align_corners=True)
-        prediction = logits.argmax(1)
-        add_confusion(counts, masks.cut(frames)[:, :height, :width], prediction[:, :height, :width])
+        confusion_counts(logits[: frames.stop - frames.start], truth[:, :height, :width], (grid.height, grid.width),
+                         counts=counts)
         progress("evaluate", frames.stop, features.frames.count)
     return counts

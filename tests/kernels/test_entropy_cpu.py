@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from meal_gpu.kernels import SCORES, entropy_cpu, patch_entropy, reference
+from meal_gpu.kernels import SCORES, entropy_cpu, patch_entropy, reference, rows_cpu
 from meal_gpu.kernels.reference import taps
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -220,7 +220,7 @@ def test_float16_is_widened_exactly() -> None:
     """All 65536 bit patterns, as the only logit beside 0 of a two-class pixel without upsampling."""
     bits = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
     row = np.zeros(65536, np.float32)
-    entropy_cpu._widen(np.empty(0, np.float32), bits.view(torch.uint16).numpy(), 2, 0, 1, 65536, row)
+    rows_cpu.widen(np.empty(0, np.float32), bits.view(torch.uint16).numpy(), 2, 0, 1, 65536, row)
     np.testing.assert_array_equal(row, bits.float().numpy())
 
 

@@ -13,8 +13,9 @@ import torch
 from entropy_cases import BF16, F32, OTHER_SCORES, SHAPES, entropy_kernels, logits, plan_of
 from ptx import FLAGS, FakeCupy, Kernels, check, needs_ptx, runner
 
-from meal_gpu.kernels import entropy_cuda, reference
-from meal_gpu.kernels.entropy_cuda import OPTIONS, THREADS, Variant, launch_plan
+from meal_gpu.kernels import entropy_cuda, nvrtc, reference
+from meal_gpu.kernels.entropy_cuda import Variant, launch_plan
+from meal_gpu.kernels.nvrtc import OPTIONS, THREADS
 
 pytestmark = needs_ptx
 
@@ -71,22 +72,22 @@ def test_nvrtc_compiles_it_as_cupy_would() -> None:
     libraries = list(Path(torch.__file__).parents[1].glob("nvidia/*/lib/libnvrtc.so.1*"))
     if not libraries:
         pytest.skip("no NVRTC beside torch")
-    nvrtc = ctypes.CDLL(str(libraries[0]))
+    compiler = ctypes.CDLL(str(libraries[0]))
     variant = plan_of(logits(11, F32, "tiles", 1), "tiles").variant
     program = ctypes.c_void_p()
     text = entropy_cuda.source([variant]).encode()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"entropy.cu", 0, None, None) == 0
+    assert compiler.nvrtcCreateProgram(ctypes.byref(program), text, b"entropy.cu", 0, None, None) == 0
     options = [o.encode() for o in (*OPTIONS, "-ftz=true", "-arch=compute_90")]
-    status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    status = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
+    compiler.nvrtcGetProgramLog(program, log)
     assert status == 0, log.value.decode()
     assert b"warning" not in log.value, log.value.decode()
-    nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+    compiler.nvrtcGetPTXSize(program, ctypes.byref(size))
     ptx = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetPTX(program, ptx)
+    compiler.nvrtcGetPTX(program, ptx)
     kernels = Kernels("sm_90")
     kernels.modules[variant] = runner().Module(ptx.value.decode())
     x = logits(11, F32, "tiles", 1)
@@ -96,7 +97,7 @@ def test_nvrtc_compiles_it_as_cupy_would() -> None:
 
 @pytest.fixture
 def clean_caches() -> Iterator[None]:
-    for cached in (entropy_cuda._kernels, entropy_cuda._cupy):
+    for cached in (entropy_cuda._kernels, nvrtc._cupy):
         cached.cache_clear()
     yield
     entropy_cuda._kernels.cache_clear()
@@ -108,7 +109,7 @@ def test_the_wrapper_launches_what_was_planned(monkeypatch: pytest.MonkeyPatch) 
     x = logits(3, BF16, "remainder", 1)
     sums, pixels = torch.zeros(2, 4, 5), torch.zeros(2, 29, 33)
     cupy = FakeCupy([x, sums, pixels])
-    monkeypatch.setattr(entropy_cuda, "_cupy", lambda: cupy)
+    monkeypatch.setattr(nvrtc, "_cupy", lambda: cupy)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=77))
     made = []

@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from meal_gpu.kernels import SCORES, cost, entropy_cuda, patch_entropy, reference
-from meal_gpu.kernels.entropy_cuda import ROWS_PER_THREAD, SHARED_BYTES, THREADS, Plan, launch_plan
+from meal_gpu.kernels import SCORES, cost, entropy_cuda, nvrtc, patch_entropy, reference
+from meal_gpu.kernels.entropy_cuda import ROWS_PER_THREAD, SHARED_BYTES, Plan, launch_plan
+from meal_gpu.kernels.nvrtc import THREADS
 from meal_gpu.kernels.op import patch_entropy_out
 
 
@@ -84,7 +85,7 @@ def test_nothing_that_a_call_makes_outlives_it(monkeypatch: pytest.MonkeyPatch) 
     streams = [11]
     stream = types.SimpleNamespace(from_external=lambda stream: nullcontext())
     cupy = types.SimpleNamespace(RawModule=Launches, cuda=types.SimpleNamespace(Stream=stream))
-    monkeypatch.setattr(entropy_cuda, "_cupy", lambda: cupy)
+    monkeypatch.setattr(nvrtc, "_cupy", lambda: cupy)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=streams[-1]))
     entropy_cuda._kernels.cache_clear()
@@ -109,7 +110,7 @@ def test_missing_cupy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_cupy)
-    entropy_cuda._cupy.cache_clear()
+    nvrtc._cupy.cache_clear()
     with pytest.raises(ImportError, match=r"meal-gpu\[cuda\]"):
         entropy_cuda.patch_entropy(sample(1, 3, 2, 2), torch.empty(1, 1, 1), None, (4, 4), "entropy", True)
 

@@ -1,5 +1,7 @@
 """Feature maps cached and fresh, and the patch vectors of equation 2 against upsampling as written."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,15 @@ from tiny import CPU, noise, tiny_backend, tiny_features, tiny_model
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
-from meal_gpu.network.features import BATCH_PIXELS, Features, batch_size, filled, images_per_batch
+from meal_gpu.network.features import (
+    BATCH_PIXELS,
+    PEAK_BYTES,
+    Features,
+    batch_pixels,
+    batch_size,
+    filled,
+    images_per_batch,
+)
 
 # A grid that divides; odd sizes with a remainder; a patch smaller than a cell of the map; one patch.
 SIZES = [((64, 96), (2, 3)), ((57, 83), (3, 4)), ((33, 47), (5, 4)), ((40, 40), (1, 1))]
@@ -118,13 +128,32 @@ def test_progress_counts_all_frames(model):
 
 
 def test_a_batch_is_never_empty():
-    assert images_per_batch(Grid(4, 4, 360, 480)) == 8
-    assert images_per_batch(Grid(1, 1, 4000, 4000)) == 1
-    assert images_per_batch(Grid(1, 1, 90, 120)) == BATCH_PIXELS // 10_800
+    assert images_per_batch(Grid(4, 4, 360, 480), BATCH_PIXELS) == 8
+    assert images_per_batch(Grid(1, 1, 4000, 4000), BATCH_PIXELS) == 1
+    assert images_per_batch(Grid(1, 1, 90, 120), BATCH_PIXELS) == BATCH_PIXELS // 10_800
 
 
 @pytest.mark.parametrize(("context", "n_images", "expected"), [("image", 20, 8), ("image", 5, 5), ("patch", 20, 128),
                                                                ("patch", 5, 80)])
 def test_a_batch_holds_whole_images_and_no_more_than_there_are(context, n_images, expected):
     frames = HeldFrames.of(torch.empty(n_images, 360, 480, 3, dtype=torch.uint8), Grid(4, 4, 360, 480), context, CPU)
-    assert batch_size(frames) == expected
+    assert batch_size(frames, tiny_backend()) == expected
+
+
+@pytest.mark.parametrize(("budget_gb", "images"), [(40, 32), (21.6, 32), (21.4, 16), (12, 16), (6, 8), (0.1, 2)])
+def test_batches_on_cuda_follow_the_memory_budget(budget_gb, images):
+    """512 x 1024: 32 images of which a quarter of the budget holds the peak, else halves; never below a CPU's 2."""
+    backend = replace(tiny_backend(), device=torch.device("cuda"), budget_bytes=int(budget_gb * 1e9))
+    pixels = batch_pixels(backend)
+    assert images_per_batch(Grid(4, 4, 512, 1024), pixels) == images
+    assert pixels <= max(BATCH_PIXELS, backend.budget_bytes / 4 / PEAK_BYTES)
+    assert batch_pixels(tiny_backend()) == BATCH_PIXELS
+
+
+@pytest.mark.parametrize(("n_images", "expected"), [(500, 32), (101, 26), (33, 17), (32, 32), (5, 5)])
+def test_batches_on_cuda_are_alike(n_images, expected):
+    """The last is filled up with repeats, so that 33 images are two batches of 17, not 32 and 32."""
+    backend = replace(tiny_backend(), device=torch.device("cuda"), budget_bytes=10**11)
+    frames = HeldFrames.of(torch.empty(n_images, 512, 1024, 3, dtype=torch.uint8), Grid(4, 4, 512, 1024), "image", CPU)
+    assert batch_size(frames, backend) == expected
+    assert -(-n_images // expected) == -(-n_images // 32)

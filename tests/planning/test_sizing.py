@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import BACKBONE, TINY, noise, tiny_backend, tiny_config, tiny_features, tiny_model
 
-from meal_gpu.config import Config
+from meal_gpu.config import Config, ModelConfig
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.machine.backend import resolve
-from meal_gpu.network.features import Features
+from meal_gpu.network.features import BATCH_PIXELS, PEAK_BYTES, Features
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.planning.sizing import (
     Extent,
@@ -24,8 +24,8 @@ from meal_gpu.planning.sizing import (
     place,
 )
 
-SIZES = Sizes(n_images=10, n_val_images=4, n_patches=160, pool=1000, val=400, masks=500, features=3000,
-              val_features=1200)
+SIZES = Sizes(n_images=10, n_val_images=4, n_patches=160, pool=1000, val=400, masks=300, val_masks=200,
+              features=3000, val_features=1200)
 
 
 def config(**model: object) -> Config:
@@ -43,7 +43,8 @@ def test_foretold_sizes_are_what_stores_and_caches_take(tmp_path, context, dtype
     assert sizes.n_patches == 36
     assert sizes.pool == stores.train.images.nbytes
     assert sizes.val == stores.val.images.nbytes
-    assert sizes.masks == stores.train.masks.nbytes + stores.val.masks.nbytes
+    assert sizes.masks == stores.train.masks.nbytes
+    assert sizes.val_masks == stores.val.masks.nbytes
     assert sizes.store == sum(f.stat().st_size for s in (stores.train, stores.val) for f in s.path.glob("*.u8"))
     for images, foretold in ((stores.train.images, sizes.features), (stores.val.images, sizes.val_features)):
         cached = Features.of(HeldFrames.of(images, experiment.grid, context, torch.device("cpu")), model,
@@ -52,33 +53,50 @@ def test_foretold_sizes_are_what_stores_and_caches_take(tmp_path, context, dtype
 
 
 @pytest.mark.parametrize(("model", "data", "budget", "expected"), [
-    # frozen features first, then nothing reads the pool again; validation features with what is left
-    ({}, {}, 4200, ("streamed", "streamed", True, True)),
-    ({}, {}, 4199, ("streamed", "streamed", True, False)),
-    ({}, {}, 3000, ("streamed", "streamed", True, False)),
-    # features do not fit: the pool's images, then the validation split's features, then its images
-    ({}, {}, 2999, ("resident", "streamed", False, True)),
-    ({}, {}, 1400, ("resident", "resident", False, False)),
-    ({}, {}, 1399, ("resident", "streamed", False, False)),
-    ({}, {}, 999, ("streamed", "streamed", False, False)),
+    # the validation split first, which is read after each epoch: frozen features, masks; then the pool's features
+    ({}, {}, 4400, ("streamed", "streamed", "resident", True, True)),
+    # they do not fit: the pool's images
+    ({}, {}, 4399, ("resident", "streamed", "resident", False, True)),
+    ({}, {}, 2400, ("resident", "streamed", "resident", False, True)),
+    ({}, {}, 2399, ("streamed", "streamed", "resident", False, True)),
+    ({}, {}, 1200, ("streamed", "streamed", "streamed", False, True)),
+    # the validation split's features do not fit: its images
+    ({}, {}, 1199, ("streamed", "resident", "resident", False, False)),
+    ({}, {}, 399, ("streamed", "streamed", "resident", False, False)),
+    ({}, {}, 199, ("streamed", "streamed", "streamed", False, False)),
     # a trained backbone has no constant features
-    ({"freeze_backbone": False}, {}, 10**6, ("resident", "resident", False, False)),
-    ({"freeze_backbone": False}, {}, 999, ("streamed", "streamed", False, False)),
+    ({"freeze_backbone": False}, {}, 10**6, ("resident", "resident", "resident", False, False)),
+    ({"freeze_backbone": False}, {}, 1600, ("resident", "resident", "resident", False, False)),
+    ({"freeze_backbone": False}, {}, 1599, ("streamed", "resident", "resident", False, False)),
     # what is asked for is done
-    ({"cache_features": "never"}, {}, 10**6, ("resident", "resident", False, False)),
-    ({"cache_features": "always"}, {}, 10, ("streamed", "streamed", True, True)),
-    ({}, {"placement": "resident"}, 10**6, ("resident", "streamed", True, True)),
-    ({"cache_features": "never"}, {"placement": "streamed"}, 10**6, ("streamed", "streamed", False, False)),
-    ({"cache_features": "never"}, {"placement": "resident"}, 10, ("resident", "streamed", False, False)),
+    ({"cache_features": "never"}, {}, 10**6, ("resident", "resident", "resident", False, False)),
+    ({"cache_features": "always"}, {}, 10, ("streamed", "streamed", "streamed", True, True)),
+    ({}, {"placement": "resident"}, 10**6, ("resident", "streamed", "resident", True, True)),
+    ({"cache_features": "never"}, {"placement": "streamed"}, 10**6,
+     ("streamed", "streamed", "resident", False, False)),
+    ({"cache_features": "never"}, {"placement": "resident"}, 10, ("resident", "streamed", "streamed", False, False)),
 ])
 def test_placement_follows_the_budget(model, data, budget, expected):
     made = Config.load({**TINY, "model": {**TINY["model"], **model}, "data": {**TINY["data"], **data}})
     found = place(made, SIZES, budget)
-    assert (found.images, found.val_images, found.cache, found.val_cache) == expected
+    assert (found.images, found.val_images, found.val_masks, found.cache, found.val_cache) == expected
     held = (found.images == "resident") * 1000 + (found.val_images == "resident") * 400
+    held += (found.val_masks == "resident") * 200
     assert found.device_bytes == held + found.cache * 3000 + found.val_cache * 1200
     if not data and "cache_features" not in model:
         assert found.device_bytes <= budget
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"model": {"freeze_backbone": False}}, {"data": {"context": "patch"}}],
+                         ids=["frozen", "trained", "patch"])
+def test_a_batch_takes_no_more_than_its_size_was_chosen_by(dtype, changes):
+    """The default backbone, 19 classes: bytes per pixel at the peak of a forward pass."""
+    made = Config.load({**TINY, **changes, "data": {**TINY["data"], "image_size": [256, 512], "grid": [4, 4],
+                                                    **changes.get("data", {})}})
+    model = DeepLabV3Plus(19, ModelConfig(weights="none"))
+    pixels = BATCH_PIXELS // (256 * 512) * (256 * 512)
+    assert 0.3 * PEAK_BYTES < peak_scoring(made, tiny_backend(dtype), model) / pixels <= PEAK_BYTES
 
 
 @pytest.mark.parametrize("changes", [{}, {"context": "patch"}])
