@@ -27,6 +27,20 @@ Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Positive = Annotated[Int, Field(ge=1)]
 NonNegative = Annotated[Int, Field(ge=0)]
+Byte = Annotated[Int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+
+
+def _listed(value: object) -> object:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _listed_colours(value: object) -> object:
+    return value if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple) else [value]
+
+
+Bytes = Annotated[list[Byte], BeforeValidator(_listed)]
+Colours = Annotated[list[Colour], BeforeValidator(_listed_colours)]
 
 
 class Section(BaseModel):
@@ -62,20 +76,37 @@ class DataConfig(Section):
     val_masks: str | None = "val_masks"
     """``folder``: masks of the validation images, with the same stems."""
     class_names: list[str] | None = None
-    """``folder``: one name per class id 0, 1, ...; masks hold these ids."""
-    ignore_index: Annotated[Int, Field(ge=0, le=255)] = 255
-    """``folder``: the mask value of pixels that are neither trained on nor evaluated (void)."""
+    """``folder``: one name per class id 0, 1, ...; masks hold these ids, or what ``mask_values`` says. With colours,
+    ``{road: [128, 64, 128]}``, they are ``mask_colours`` too."""
+    mask_values: dict[str, Bytes] | None = None
+    """``folder``: the value, or the values, that a class has in masks, such as ``{background: 0, object: 255}``; also
+    of ``void``. Values that are not there are refused."""
+    mask_colours: dict[str, Colours] | None = None
+    """``folder``: the colour, or the colours, ``[red, green, blue]``, that a class has in RGB masks; also ``void``."""
+    ignore_index: Byte = 255
+    """``folder``: the mask value of pixels that are neither trained on nor evaluated (void). A class whose id it is, is
+    none: it has no logit and enters no mean. ``mask_values`` that name the value win."""
     n_images: Positive = 24
     """``demo``: scenes to draw for the pool."""
     n_val_images: Positive = 8
     """``demo``: scenes to draw for validation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_with_colours(cls, values: Any) -> Any:
+        names = values.get("class_names") if isinstance(values, dict) else None
+        if isinstance(names, dict):
+            if "mask_colours" in values and values["mask_colours"] is not None:
+                raise ValueError("data.class_names and data.mask_colours both give colours: give them once.")
+            return {**values, "class_names": [name for name in names if name != "void"], "mask_colours": names}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         self.tiling()
         if self.dataset != "demo" and self.root is None:
             raise ValueError(f"data.root is missing: give the directory of the {self.dataset} data set.")
-        if self.dataset == "folder" and not self.class_names:
+        if self.dataset == "folder" and not (self.class_names or self.mask_values or self.mask_colours):
             raise ValueError("data.class_names is missing: a folder data set needs the list of its class names.")
         return self
 
@@ -306,6 +337,8 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] == "missing":  # only a pair of numbers has parts that must be there
         return f"{'.'.join(path[:-1])} is {detail['input']!r}. Give two numbers, for example [4, 4]."
     if detail["type"] == "tuple_type":
+        if "mask_colours" in path:
+            return f"{key} is {detail['input']!r}. Give a colour as [red, green, blue], for example [128, 64, 128]."
         return f"{key} is {detail['input']!r}. Give two numbers, for example [4, 4]."
     if detail["type"] == "model_type":
         return f"{key} is {detail['input']!r}. Give keys below it, for example those of configs/camvid.yaml."

@@ -15,15 +15,12 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import InputError, did_you_mean
 from . import scenes
+from .classes import INVALID, VOID, class_table
+from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
 
 _log = logging.getLogger("meal_gpu")
 __all__ = ["DATASETS", "INVALID", "VOID", "Dataset", "Sample", "open_dataset", "read_image", "read_mask"]
-
-VOID = 255
-"""Class index of pixels that are neither trained on nor evaluated."""
-INVALID = 254
-"""Marks mask values outside a data set's table; such a mask is refused, so the value is never stored."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +133,6 @@ def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
 
 
-def _table(classes: Mapping[int, int], void: list[int]) -> np.ndarray:
-    """uint8 ``[256]`` from ``mask value -> class index`` and the values that are void; the rest is `INVALID`."""
-    table = np.full(256, INVALID, np.uint8)
-    table[list(classes)] = list(classes.values())
-    table[void] = VOID
-    return table
-
-
 def _root(data: DataConfig) -> Path:
     assert data.root is not None  # DataConfig refuses it for all data sets that read one
     root = data.root.expanduser()
@@ -211,14 +200,9 @@ def cityscapes(data: DataConfig) -> Dataset:
 
 
 def folder(data: DataConfig) -> Dataset:
-    """A directory of images of any size and one of PNG masks with the same stems; class names from the config.
-
-    Mask values are ``0 … len(class_names) - 1`` and ``ignore_index`` (which wins where it is one of those).
-    """
-    root, names = _root(data), tuple(data.class_names or ())
-    if not 1 <= len(names) <= INVALID or len(set(names)) != len(names):
-        raise InputError(f"data.class_names has {len(names)} names, {len(set(names))} of them different: give 1 to "
-                         f"{INVALID} different names.")
+    """A directory of images of any size and one of PNG masks with the same stems; classes as `class_table` has them."""
+    names, to_class, colours = class_table(data)
+    root = _root(data)
     if data.val_images is not None and data.val_masks is None:
         raise InputError("data.val_masks is null, but data.val_images is not: validation needs masks. Give both, or "
                          "set data.val_images to null for no validation.")
@@ -233,10 +217,13 @@ def folder(data: DataConfig) -> Dataset:
         return _pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES)
 
     # Hues a golden angle apart, at two depths: neighbours in the table are easy to tell apart.
-    palette = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.3 * (i % 2), 0.95 - 0.25 * (i // 2 % 2))
-               for i in range(len(names))]
-    return Dataset("folder", names, np.round(np.array(palette) * 255).astype(np.uint8),
-                   _table({i: i for i in range(len(names))}, [data.ignore_index]),
+    hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.3 * (i % 2), 0.95 - 0.25 * (i // 2 % 2))
+            for i in range(len(names))]
+    palette = np.round(np.array(hues) * 255).astype(np.uint8)
+    for colour, index in reversed(colours.items()):  # of several colours of a class its first
+        if index != VOID:
+            palette[index] = colour >> 16, colour >> 8 & 255, colour & 255
+    return Dataset("folder", names, palette, to_class,
                    split("", data.images, data.masks), split("val_", data.val_images, data.val_masks))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,6 +17,7 @@ from PIL import Image
 from meal_gpu.config import DataConfig
 from meal_gpu.data.datasets import DATASETS, INVALID, VOID, Dataset, open_dataset, read_image, read_mask
 from meal_gpu.errors import InputError
+from meal_gpu.stages.evaluate import Score, add_confusion
 
 Make = Callable[..., Path]
 
@@ -99,7 +101,44 @@ def test_folder_takes_several_formats_and_maps_ids(make_folder: Make) -> None:
     assert [s.image.name for s in data.train] == ["img0.png", "img1.JPG", "img2.png"]
     assert data.to_class[[0, 1, 2, 3, 7, 255]].tolist() == [0, 1, 2, INVALID, VOID, INVALID]
     assert len(np.unique(data.palette, axis=0)) == 3
-    assert opened("folder", root, ignore_index=0).to_class[:3].tolist() == [VOID, 1, 2]  # ids from 1, 0 is void
+
+
+def test_an_ignore_index_that_is_also_a_class_is_no_class(make_folder: Make) -> None:
+    """It stayed a class that nothing is ever of: IoU 0 in every mean, and a logit that only errs."""
+    data = opened("folder", make_folder(), ignore_index=0)
+    assert data.class_names == ("tree", "car")
+    assert data.to_class[:4].tolist() == [VOID, 0, 1, INVALID]
+    assert len(data.palette) == 2
+
+
+def test_the_void_class_enters_no_mean(make_folder: Make) -> None:
+    """Road and tree at 1, car confused: 0.400 of five with void, 0.500 of four without."""
+    data = opened("folder", make_folder(), ignore_index=0, class_names=["void", "a", "b", "c", "d"])
+    truth = torch.from_numpy(data.to_class[np.array([[[0, 1, 2, 3, 4]]])])
+    confusion = torch.zeros(len(data.class_names), len(data.class_names), dtype=torch.int64)
+    add_confusion(confusion, truth, torch.tensor([[[0, 0, 1, 3, 2]]]))  # what the void pixel is taken for is no matter
+    assert Score.of(confusion) == Score((1.0, 1.0, 0.0, 0.0), 0.5)
+
+
+def test_mask_values_map_any_value_to_any_class(make_folder: Make) -> None:
+    root = make_folder()
+    data = opened("folder", root, class_names=None, mask_values={"background": 0, "object": [255, 7], "void": 3})
+    assert data.class_names == ("background", "object")
+    assert data.to_class[[0, 255, 7, 3, 1]].tolist() == [0, 1, 1, VOID, INVALID]
+    # The order is that of class_names, where both are given; ignore_index is void where no class asks for its value.
+    data = opened("folder", root, class_names=["object", "background"], ignore_index=9,
+                  mask_values={"background": 1, "object": 2})
+    assert data.to_class[[0, 1, 2, 9]].tolist() == [INVALID, 1, 0, VOID]
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"class_names": ["a", "b"], "mask_values": {"a": 0}}, "data.mask_values has no value for 'b'"),
+    ({"class_names": ["road"], "mask_values": {"roat": 0}}, "'roat', which is none of data.class_names. Did you mean"),
+    ({"mask_values": {"a": 0, "b": [1, 0]}, "class_names": None}, "gives the value 0 to both 'a' and 'b'"),
+    ({"class_names": ["only"], "ignore_index": 0}, "data.ignore_index is 0, which leaves no class"),
+])
+def test_tables_that_cannot_be_are_refused(keys: dict, message: str, make_folder: Make) -> None:
+    assert message in refused("folder", make_folder(), **keys)
 
 
 def test_folder_without_masks_and_without_validation(make_folder: Make) -> None:
