@@ -86,6 +86,15 @@ class DataConfig(Section):
     ignore_index: Byte = 255
     """``folder``: the mask value of pixels that are neither trained on nor evaluated (void). A class whose id it is, is
     none: it has no logit and enters no mean. ``mask_values`` that name the value win."""
+    palette: Literal["auto", "index", "colour"] = "auto"
+    """What masks with a palette hold: ``index``, ids; ``colour``, greys that are ids or the classes' colours; ``auto``
+    tells by the palette, and refuses one that can be read in two ways."""
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether images are turned as their EXIF orientation says; ``ignore`` where masks were drawn on the raw pixels."""
+    absent_classes: Literal["stop", "allow"] = "stop"
+    """``folder``: a class that no pixel of the pool has stops a run before it trains, or does not."""
+    max_megapixels: Annotated[Float, Field(gt=0)] = 500
+    """Larger image files are refused by their header; reading one takes 3 bytes a pixel."""
     n_images: Positive = 24
     """``demo``: scenes to draw for the pool."""
     n_val_images: Positive = 8

@@ -23,6 +23,7 @@ from meal_gpu.data.decode import decode_all, open_decoder
 from meal_gpu.data.frames import Frames, HeldFrames, StreamedFrames, as_tensor
 from meal_gpu.data.imagefile import read_image
 from meal_gpu.data.pixels import normalise
+from meal_gpu.data.rules import Rules
 from meal_gpu.grid import Grid, Size
 from meal_gpu.machine.backend import find_loader
 from meal_gpu.machine.card import usable_cores
@@ -105,11 +106,11 @@ def _written(folder: Path, images: np.ndarray, suffix: str) -> list[Sample]:
 
 def _decoding(name: str, samples: list[Sample], case: Case, loader: str, effort: Effort, device: torch.device,
               roofs: Roofs, calibration: Calibration) -> Stage:
-    table = np.arange(256, dtype=np.uint8)
+    rules = Rules(np.arange(256, dtype=np.uint8))
 
     def ours(decoder_name: str) -> Callable[[], list[np.ndarray]]:
         decoder = open_decoder(decoder_name, case.size)
-        return lambda: [image for image, _ in decode_all(samples, case.size, table, decoder)]
+        return lambda: [image for image, *_ in decode_all(samples, case.size, rules, decoder)]
 
     batches = torch.utils.data.DataLoader(Files(samples), batch_size=8, num_workers=usable_cores(),
                                           persistent_workers=True)

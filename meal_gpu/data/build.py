@@ -26,7 +26,9 @@ from ..files import sync_directory
 from ..grid import Size
 from ..timing import Progress
 from .datasets import Sample
-from .decode import Decoded, decode_all, open_decoder
+from .decode import Decoded, decode_each, open_decoder
+from .maskfile import differing
+from .rules import Rules
 from .store import FILES, FORMAT, Store, checksums_of, read_manifest, shapes_of
 
 _log = logging.getLogger("meal_gpu")
@@ -41,7 +43,7 @@ class Plan:
     split: str
     samples: tuple[Sample, ...]
     size: Size
-    to_class: np.ndarray
+    rules: Rules
     settings: dict[str, Any]
     stamps: list[list[int]]
     """Per image: size in bytes and time of change in ns of the image file and, where there is one, of the mask."""
@@ -61,6 +63,31 @@ class Plan:
         return tuple(int(np.prod(shape)) for shape in shapes_of(1, self.size))[: self.parts]
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What the manifest says of an image that stands in the data files."""
+
+    checksums: list[int]
+    source: list[int] | None
+    """Height, width and EXIF orientation of the file; None in a row of a store that did not keep them."""
+
+
+class Counts:
+    """Pixels per mask value, and images that hold it, summed up while the masks are in memory anyway."""
+
+    def __init__(self) -> None:
+        self.pixels, self.images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+
+    def add(self, mask: np.ndarray | None) -> None:
+        if mask is not None:
+            found = np.bincount(mask.ravel(), minlength=256)
+            self.pixels += found
+            self.images += found > 0
+
+    def as_lists(self) -> list[list[int]]:
+        return [self.pixels.tolist(), self.images.tolist()]
+
+
 def build(plan: Plan, progress: Progress) -> None:
     """Write the store of a plan and put it in its place. The caller holds `locked` and handles errors by `writing`."""
     partial, old = (plan.path.with_name(plan.path.name + end) for end in (".partial", ".old"))
@@ -68,26 +95,37 @@ def build(plan: Plan, progress: Progress) -> None:
     partial.mkdir(exist_ok=True)
     total, start, told = len(plan.samples), time.monotonic(), 0.0
     with _opened(plan, partial) as (files, journal):
-        rows = _finished(plan, files, journal)
+        counts = Counts()
+        rows, problems = _finished(plan, files, journal, counts), list[InputError]()
         if rows:
             _log.info("Continuing the store %s: %d of %d images are there.", plan.path, len(rows), total)
         _check_space(plan, sum(os.fstat(file.fileno()).st_blocks * 512 for file in files))
         for i, decoded in _pixels(plan, [i for i in range(total) if i not in rows]):
-            for file, length, pixels in zip(files, plan.row_bytes, decoded, strict=False):
+            if isinstance(decoded, InputError):
+                problems.append(decoded)
+                continue
+            image, mask, source = decoded
+            for file, length, pixels in zip(files, plan.row_bytes, (image, mask), strict=False):
                 assert pixels is not None
                 _write_at(file, np.ascontiguousarray(pixels).data.cast("B"), i * length)
-            rows[i] = checksums_of(*decoded)
+            rows[i] = Row(checksums_of(image, mask), source)
+            counts.add(mask)
             # Unbuffered: the line is in the file before the next image is begun, whatever happens to this process.
-            line = json.dumps([i, plan.stamps[i], rows[i]]).encode() + b"\n"
+            line = json.dumps([i, plan.stamps[i], rows[i].checksums, source]).encode() + b"\n"
             _write_at(journal, memoryview(line), os.fstat(journal.fileno()).st_size)
             now = time.monotonic()
             if now - told > 0.05 or len(rows) == total:
                 told = now
                 progress(f"ingest {plan.split}", len(rows), total)
+        if problems:
+            raise _all_of(problems, total)
         for file in files:
             os.fsync(file.fileno())
     manifest = {"format": FORMAT, "settings": plan.settings, "image_size": plan.size, "names": plan.names,
-                "stamps": plan.stamps, "checksums": [rows[i] for i in range(total)]}
+                "stamps": plan.stamps, "checksums": [rows[i].checksums for i in range(total)],
+                "sources": [rows[i].source for i in range(total)]}
+    if plan.parts == 2:
+        manifest["counts"] = counts.as_lists()
     with open(partial / "manifest.json", "wb") as out:
         out.write(json.dumps(manifest, separators=(",", ":")).encode())
         out.flush()
@@ -116,8 +154,17 @@ def _opened(plan: Plan, partial: Path) -> Iterator[tuple[list[BinaryIO], BinaryI
             stream.close()
 
 
-def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO) -> dict[int, list[int]]:
-    """Checksums of the images that an earlier build of the same plan had finished; all else is cut off.
+def _all_of(problems: list[InputError], total: int) -> InputError:
+    """One error for all bad files of a build, so that they can be repaired in one go."""
+    if len(problems) == 1:
+        return problems[0]
+    listed = [f"  {problem}" for problem in problems[:10]]
+    more = [f"  and {len(problems) - 10} more."] if len(problems) > 10 else []
+    return InputError("\n".join([f"{len(problems)} of {total} images cannot be used:", *listed, *more]))
+
+
+def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Counts) -> dict[int, Row]:
+    """Rows of the images that an earlier build of the same plan had finished; all else is cut off.
 
     The pixels are read again and compared, so that a build interrupted in any way, by a power cut too, is continued
     without a wrong pixel.
@@ -132,20 +179,25 @@ def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO) -> dict[int,
         _write_at(journal, memoryview(header + b"\n"), 0)
         return {}
     journal.truncate(len(content) - len(lines[-1]))  # what follows the last newline is torn
-    rows: dict[int, list[int]] = {}
+    rows: dict[int, Row] = {}
     for line in lines[1:-1]:
         try:
-            i, stamp, sums = json.loads(line)
-            found = [zlib.crc32(os.pread(file.fileno(), length, i * length))
+            i, stamp, sums, source = json.loads(line)
+            parts = [os.pread(file.fileno(), length, i * length)
                      for file, length in zip(files, plan.row_bytes, strict=True)]
-            if stamp == plan.stamps[i] and sums == found:
-                rows[i] = sums
+            if stamp == plan.stamps[i] and sums == list(map(zlib.crc32, parts)) and i not in rows:
+                rows[i] = Row(sums, source)
+                counts.add(np.frombuffer(parts[1], np.uint8) if len(parts) == 2 else None)
         except (ValueError, TypeError, IndexError, OSError):  # a damaged line: its image is decoded again
             continue
     return rows
 
 
-def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
+Pixels = tuple[np.ndarray, np.ndarray | None, list[int] | None]
+"""Image, mask, and the source as in `Row`."""
+
+
+def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Pixels | InputError]]:
     """Images and masks: from the stale store where the source files are those it was made from, else decoded."""
     taken = set()
     old, place = _stale(plan)
@@ -155,14 +207,21 @@ def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Decoded]]:
             row = old.images[k], None if old.masks is None else old.masks[k]
             if checksums_of(*row) == old.checksums[k]:
                 taken.add(i)
-                yield i, row
+                yield i, (*row, old.sources[k] if old.sources else None)
     if taken:
         _log.info("Taken over from the previous store: %d unchanged images.", len(taken))
     rest = [i for i in todo if i not in taken]
     if rest:
         decoder = open_decoder(plan.settings["decoder"], plan.size)
-        samples = [plan.samples[i] for i in rest]
-        yield from zip(rest, decode_all(samples, plan.size, plan.to_class, decoder), strict=True)
+        samples, palettes = [plan.samples[i] for i in rest], dict[int, tuple[int, str]]()
+        for i, decoded in zip(rest, decode_each(samples, plan.size, plan.rules, decoder), strict=True):
+            yield i, decoded if isinstance(decoded, InputError) else _checked(decoded, palettes, plan.samples[i])
+
+
+def _checked(decoded: Decoded, palettes: dict[int, tuple[int, str]], sample: Sample) -> Pixels | InputError:
+    problem = differing(palettes, decoded.source.palette, str(sample.mask))
+    source = decoded.source
+    return InputError(problem) if problem else (decoded.image, decoded.mask, [*source.size, source.turn])
 
 
 def _stale(plan: Plan) -> tuple[Store | None, dict[tuple[Any, ...], int]]:

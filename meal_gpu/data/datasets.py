@@ -7,7 +7,7 @@ import colorsys
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ import numpy as np
 from ..config import DataConfig
 from ..errors import InputError, did_you_mean
 from . import scenes
-from .classes import INVALID, VOID, class_table
+from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
+from .rules import Rules
 
 _log = logging.getLogger("meal_gpu")
 __all__ = ["DATASETS", "INVALID", "VOID", "Dataset", "Sample", "open_dataset", "read_image", "read_mask"]
@@ -45,6 +46,14 @@ class Dataset:
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     """May be empty."""
+    colours: Colours = field(default_factory=dict)
+    """What the colours of masks in colour mean; empty where masks hold ids."""
+    left_out: tuple[str, ...] = ()
+    """What stands beside the files and is none of them, in words."""
+
+    def rules(self, data: DataConfig) -> Rules:
+        """How its files are read."""
+        return Rules.of(data, self.to_class, self.class_names, self.palette, self.colours)
 
 
 def open_dataset(data: DataConfig) -> Dataset:
@@ -224,7 +233,7 @@ def folder(data: DataConfig) -> Dataset:
         if index != VOID:
             palette[index] = colour >> 16, colour >> 8 & 255, colour & 255
     return Dataset("folder", names, palette, to_class,
-                   split("", data.images, data.masks), split("val_", data.val_images, data.val_masks))
+                   split("", data.images, data.masks), split("val_", data.val_images, data.val_masks), colours)
 
 
 def demo(data: DataConfig) -> Dataset:

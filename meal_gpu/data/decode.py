@@ -8,9 +8,10 @@ Masks are always decoded by Pillow: their values are ids, and DALI looks up pale
 import io
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +20,32 @@ from PIL import Image
 from ..errors import InputError
 from ..grid import Size
 from ..machine.card import usable_cores
-from .datasets import INVALID, Sample
-from .imagefile import Picture, read_image, read_mask, read_picture
+from .datasets import Sample
+from .imagefile import Picture, read_image, read_picture
+from .maskfile import Palette, nearest, read_classes
+from .rules import Rules
 
 _log = logging.getLogger("meal_gpu")
-Decoded = tuple[np.ndarray, np.ndarray | None]
-"""Image uint8 ``[H, W, 3]`` and mask uint8 ``[H, W]`` of class indices and `VOID`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file was before it was decoded."""
+
+    size: Size
+    """(height, width) as it is read."""
+    turn: int = 1
+    """The EXIF orientation that the image file has, applied or not."""
+    palette: Palette = field(default_factory=dict)
+    """Of a mask whose palette says nothing of the classes: colours of the indices that were taken for ids."""
+
+
+class Decoded(NamedTuple):
+    image: np.ndarray
+    """uint8 ``[H, W, 3]``"""
+    mask: np.ndarray | None
+    """uint8 ``[H, W]`` of class indices and `VOID`."""
+    source: Source
 
 
 class Decoder(Protocol):
@@ -78,92 +99,100 @@ def open_decoder(name: str, size: Size) -> Decoder:
     return DaliDecoder(size, _cores(), mixed=name == "dali-mixed")
 
 
-def decode_all(samples: Sequence[Sample], size: Size, to_class: np.ndarray, decoder: Decoder) -> Iterator[Decoded]:
+def decode_all(samples: Sequence[Sample], size: Size, rules: Rules, decoder: Decoder) -> Iterator[Decoded]:
+    """Decode samples in their order; raises the `InputError` of a bad one at its turn, after all samples before it."""
+    each = decode_each(samples, size, rules, decoder)
+    try:
+        for decoded in each:
+            if isinstance(decoded, InputError):
+                raise decoded
+            yield decoded
+    finally:
+        each.close()
+
+
+def decode_each(samples: Sequence[Sample], size: Size, rules: Rules,
+                decoder: Decoder) -> Generator[Decoded | InputError, None, None]:
     """Decode samples in their order on all cores, a few batches ahead of the consumer.
 
-    Raises `InputError` for unreadable files, a mask of another size than its image, an id outside ``to_class``: at its
-    turn, after all samples before it.
+    For a bad one its `InputError`: an unreadable file, a mask of another size than its image, an id that is no class.
     """
     with ThreadPoolExecutor(_cores(), "read") as readers, ThreadPoolExecutor(1, "decode") as turns:
-        ahead: deque[Future[tuple[list[Decoded], InputError | None]]] = deque()
+        ahead: deque[Future[list[Decoded | InputError]]] = deque()
         try:
             for first in range(0, len(samples), decoder.batch):
                 part = samples[first : first + decoder.batch]
-                reads = [readers.submit(read_sample, sample, size, to_class) for sample in part]
-                ahead.append(turns.submit(_decode_batch, part, reads, decoder))
+                reads = [readers.submit(read_sample, sample, size, rules) for sample in part]
+                ahead.append(turns.submit(_decode_batch, part, reads, rules, decoder))
                 if len(ahead) > 2:
-                    yield from _taken(ahead.popleft())
+                    yield from ahead.popleft().result()
             while ahead:
-                yield from _taken(ahead.popleft())
+                yield from ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
             readers.shutdown(cancel_futures=True)
 
 
-def read_sample(sample: Sample, size: Size, to_class: np.ndarray) -> tuple[Picture, np.ndarray | None]:
+class Read(NamedTuple):
+    picture: Picture
+    mask: np.ndarray | None
+    source: Source
+
+
+def read_sample(sample: Sample, size: Size, rules: Rules) -> Read:
     """Read a sample's image for a decoder, and its mask as class indices, resized to ``size`` by nearest neighbour."""
-    picture = read_picture(sample.image)
+    picture = read_picture(sample.image, rules.exif, rules.max_pixels)
     if sample.mask is None:
-        return picture, None
-    ids = read_mask(sample.mask)
-    if ids.shape != picture.size:
+        return Read(picture, None, Source(picture.size, picture.turn))
+    labels = read_classes(sample.mask, rules)
+    shape = labels.classes.shape
+    if shape != picture.size:
         raise InputError(
-            f"{sample.mask} is {ids.shape[1]} x {ids.shape[0]} pixels (width x height), its image {sample.image} "
-            f"is {picture.size[1]} x {picture.size[0]}: they must be equal. Make the mask at the image's size.")
-    mask = to_class[ids]
-    wrong = mask == INVALID
-    if wrong.any():
-        y, x = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        raise InputError(
-            f"{sample.mask} holds the class id {ids[y, x]} (first at x={x}, y={y}; {np.count_nonzero(wrong)} "
-            f"pixels are outside the table). Allowed ids: {_ranges(np.flatnonzero(to_class != INVALID))}. "
-            "Correct the mask or the table of classes.")
-    if mask.shape != size:
-        mask = np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
-    return picture, mask
+            f"{sample.mask} is {shape[1]} x {shape[0]} pixels (width x height), its image {sample.image} "
+            f"is {picture.size[1]} x {picture.size[0]}: they must be equal. {_other_reading(shape, picture, rules)}")
+    return Read(picture, nearest(labels.classes, size), Source(picture.size, picture.turn, labels.palette))
 
 
-def _decode_batch(samples: Sequence[Sample], reads: list[Future[tuple[Picture, np.ndarray | None]]],
-                  decoder: Decoder) -> tuple[list[Decoded], InputError | None]:
-    """What comes before the first bad file, and what is wrong with that."""
-    pictures: list[Picture] = []
-    masks: list[np.ndarray | None] = []
-    problem = None
-    for read in reads:
+def _other_reading(shape: tuple[int, ...], picture: Picture, rules: Rules) -> str:
+    if picture.turn < 5 or shape != picture.size[::-1]:
+        return "Make the mask at the image's size."
+    other = "ignore" if rules.exif == "apply" else "apply"
+    return (f"The image's EXIF orientation is {picture.turn}, a quarter turn, and data.exif is '{rules.exif}'; sizes "
+            f"agree with data.exif: {other}, if the mask was drawn so.")
+
+
+def _decode_batch(samples: Sequence[Sample], reads: list[Future[Read]], rules: Rules,
+                  decoder: Decoder) -> list[Decoded | InputError]:
+    found: list[Read | InputError] = []
+    for future in reads:
         try:
-            picture, mask = read.result()
+            found.append(future.result())
         except InputError as error:
-            problem = error
-            break
-        pictures.append(picture)
-        masks.append(mask)
+            found.append(error)
+    pictures = [read.picture for read in found if not isinstance(read, InputError)]
     if not pictures:
-        return [], problem
+        return [read for read in found if isinstance(read, InputError)]
     try:
         images = decoder.decode(pictures)
     except RuntimeError:
         # Pillow either names the bad file, or can read what the decoder cannot.
-        done: list[Picture] = []
-        for sample, _ in zip(samples, pictures, strict=False):
+        pictures, read_again = [], []
+        for i, (sample, read) in enumerate(zip(samples, found, strict=True)):
+            if isinstance(read, InputError):
+                continue
             try:
-                pixels = read_image(sample.image)
-                done.append(Picture(pixels, (pixels.shape[0], pixels.shape[1])))
+                pixels = read_image(sample.image, rules.exif, rules.max_pixels)
+                pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1])))
+                read_again.append(str(sample.image))
             except InputError as error:
-                problem = error
-                break
-        else:
-            _log.info("Decoded by Pillow, since the faster decoder refused one of them: %s.",
-                      ", ".join(str(sample.image) for sample in samples[: len(done)]))
-        images = decoder.decode(done) if done else []
-    return list(zip(images, masks[: len(images)], strict=True)), problem
-
-
-def _taken(future: Future[tuple[list[Decoded], InputError | None]]) -> Iterator[Decoded]:
-    decoded, problem = future.result()
-    yield from decoded
-    if problem is not None:
-        raise problem
+                found[i] = error
+        if not any(isinstance(read, InputError) for read in found):
+            _log.info("Decoded by Pillow, since the faster decoder refused one of them: %s.", ", ".join(read_again))
+        images = decoder.decode(pictures) if pictures else []
+    decoded = iter(images)
+    return [read if isinstance(read, InputError) else Decoded(next(decoded), read.mask, read.source)
+            for read in found]
 
 
 def _by_pillow(content: np.ndarray) -> np.ndarray:
@@ -175,9 +204,3 @@ def _by_pillow(content: np.ndarray) -> np.ndarray:
 
 def _cores() -> int:
     return min(32, usable_cores())
-
-
-def _ranges(values: np.ndarray) -> str:
-    """``0-11, 255`` for sorted values."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)

@@ -10,27 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..grid import Size
 
+Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for strangers' files; ours is ``data.max_megapixels``, by the header
+_MANY = 5e8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], exif: str = "apply", max_pixels: float = _MANY) -> np.ndarray:
     """Decode an image to uint8 ``[H, W, 3]`` RGB.
 
     The file's content decides, not its suffix: a JPEG named ``.png`` is read as a JPEG. Conversions: grey is repeated
     into three channels, a palette is looked up, alpha is dropped (colours are not blended with anything), CMYK and
-    YCbCr are converted, an EXIF orientation is applied, of several frames the first is taken. More than 8 bits a
-    channel is refused, because the range that such a file uses is not known.
+    YCbCr are converted, an EXIF orientation is applied unless ``exif`` is ``ignore``, of several frames the first is
+    taken. More than 8 bits a channel is refused, because the range that such a file uses is not known.
 
-    Raises `InputError` for a file that is missing, empty, truncated, damaged or of another kind. The checksums of PNG
-    chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its stream breaks.
+    Raises `InputError` for a file that is missing, empty, truncated, damaged, too large or of another kind. The
+    checksums of PNG chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its
+    stream breaks. Metadata that cannot be read is no orientation.
     """
-    return _pixels(_open(path)[1], path)
+    return _pixels(_open(path, max_pixels)[1], path, exif)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,27 +43,29 @@ class Picture:
     content: np.ndarray
     """uint8: the file's bytes ``[n]``, or pixels ``[H, W, 3]`` where decoders might not agree with `read_image`."""
     size: Size
+    turn: int = 1
+    """The EXIF orientation that the file has."""
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_picture(path: str | os.PathLike[str], exif: str = "apply", max_pixels: float = _MANY) -> Picture:
     """Read an image for a faster decoder than Pillow. Gives the pixels of `read_image`, and raises as it does.
 
     Handed on as they are: PNG files of 8 bits a channel without palette or colour key, and JPEG files of grey or YCbCr
     that end as they should; none with an orientation. The rest is decoded here.
     """
-    content, image = _open(path)
+    content, image = _open(path, max_pixels)
     if image.format == "PNG":
-        # An orientation stands in an eXIf chunk. To ask Pillow for it would decode the image.
+        # An orientation stands in one of these chunks. To ask Pillow for it would decode the image.
         plain = (image.mode in ("L", "RGB", "RGBA") and _rawmode(image) == image.mode
-                 and "transparency" not in image.info and b"eXIf" not in content)
+                 and "transparency" not in image.info
+                 and not any(mark in content for mark in (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type")))
     else:
         plain = (image.format == "JPEG" and image.mode in ("L", "RGB")
-                 and content.rstrip(b"\0").endswith(b"\xff\xd9")
-                 and image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+                 and content.rstrip(b"\0").endswith(b"\xff\xd9") and orientation(image) == 1)
     if plain:
         return Picture(np.frombuffer(content, np.uint8), (image.height, image.width))
-    pixels = _pixels(image, path)
-    return Picture(pixels, (pixels.shape[0], pixels.shape[1]))
+    pixels, turn = _pixels(image, path, exif)
+    return Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn)
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -69,33 +74,72 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     Raises `InputError` for anything but an 8-bit single-channel or palette PNG: colours or scaled grey values are not
     ids, and a lossy format invents ids at the borders.
     """
-    _, image = _open(path)
+    return load_mask(path)[0]
+
+
+def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
+              max_pixels: float = _MANY) -> tuple[np.ndarray, np.ndarray | None]:
+    """A mask's values, uint8 ``[H, W]``, and where it has one its palette, uint8 ``[n, 3]``.
+
+    With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
+    people draw have none. Raises as `read_mask`.
+    """
+    _, image = _open(path, max_pixels)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
         raise InputError(f"{path} is a {what} file. {allowed}: a lossy or different format may change ids.")
-    if image.mode in ("RGB", "RGBA", "LA"):
+    low = image.mode != "1" and _rawmode(image) != image.mode and image.mode != "P"
+    if in_colour and image.mode in ("RGB", "RGBA") and not low:
+        return np.array(_load(lambda mask: mask, image, path))[..., :3], None
+    if image.mode in ("RGB", "RGBA", "LA") and not _bits16(image):
         raise InputError(f"{path} is a {what}, so it holds colours. {allowed}: write each pixel's class id (0, 1, "
-                         "...) instead of its colour.")
-    low = image.mode == "L" and _rawmode(image) != "L"  # Pillow stretches 2- and 4-bit grey to 0 … 255
-    if image.mode not in ("L", "P") or low:
-        depth = "fewer than 8 bits" if low or image.mode == "1" else "more than 8 bits"
+                         "...) instead of its colour, or give the colours of the classes as data.mask_colours.")
+    if image.mode not in ("L", "P") or low:  # Pillow stretches 2- and 4-bit grey to 0 … 255
+        depth = "fewer than 8 bits" if image.mode in ("L", "1") else "more than 8 bits"
         raise InputError(f"{path} is a {what} with {depth} per pixel. {allowed}: save it with exactly 8 bits.")
-    return np.array(_load(lambda mask: mask, image, path))
+    palette = None
+    if image.mode == "P":
+        raw = bytes(image.palette.palette) if image.palette is not None else b""
+        palette = np.frombuffer(raw[: len(raw) // 3 * 3], np.uint8).reshape(-1, 3)
+    return np.array(_load(lambda mask: mask, image, path)), palette
 
 
-def _pixels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+_BACK = {6: 8, 8: 6}
+"""Orientations of which the turn is undone by that of another; the rest undo themselves."""
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1, as it is, where there is none or the metadata cannot be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow's parsers fail in whatever way the damage leads them to
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _pixels(image: Image.Image, path: str | os.PathLike[str], exif: str) -> tuple[np.ndarray, int]:
+    """uint8 ``[H, W, 3]``, and the orientation that the file asks for."""
     if image.mode[0] in "IF" or _bits16(image):
         raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
                          "convert it, choosing yourself which range of values becomes 0 to 255.")
-    image = _load(ImageOps.exif_transpose, image, path)
+    turns_itself = image.format == "TIFF"  # Pillow does so while it decodes, and forgets that there was one
+    turn = orientation(image) if turns_itself else 1
+    image = _load(lambda whole: whole, image, path)
+    if not turns_itself:
+        turn = orientation(image)
+    if turn != 1 and (exif == "apply") != turns_itself:
+        image = image.transpose(_TURNS[_BACK.get(turn, turn) if turns_itself else turn])
     if image.mode != "RGB":
         # Straight from P to RGB drops transparency as RGBA does, without Pillow's warning.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-    return np.array(image)
+    return np.array(image), turn
 
 
-def _open(path: str | os.PathLike[str]) -> tuple[bytes, Image.Image]:
+def _open(path: str | os.PathLike[str], max_pixels: float) -> tuple[bytes, Image.Image]:
     """The file's bytes, and the image, of which only the header has been looked at."""
     try:
         content = Path(path).read_bytes()
@@ -108,19 +152,28 @@ def _open(path: str | os.PathLike[str]) -> tuple[bytes, Image.Image]:
     if content.startswith(_PNG_SIGNATURE):
         _check_png(content, path)
     try:
-        return content, Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
         raise InputError(f"{path} is not an image that can be read. Allowed: "
                          f"{', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as in `orientation`
         raise _unreadable(path, error) from None
+    if image.width * image.height > max_pixels:
+        raise InputError(f"{path} is too large: {image.width} x {image.height} pixels (width x height), "
+                         f"{image.width * image.height / 1e6:,.0f} megapixels, and data.max_megapixels is "
+                         f"{max_pixels / 1e6:g}. Raise it where memory allows (3 bytes a pixel and reader), or cut the "
+                         "image into smaller ones.")
+    return content, image
 
 
 def _load(step: Callable[[Image.Image], Image.Image], image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     try:
         image.load()
         return step(image)
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error) as error:
+    except MemoryError:
+        raise InputError(f"{path} is too large for the memory that is free: {image.width} x {image.height} pixels. Cut "
+                         "it into smaller images.") from None
+    except Exception as error:  # as in `orientation`
         raise _unreadable(path, error) from None
 
 

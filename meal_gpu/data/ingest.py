@@ -49,16 +49,17 @@ def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataC
     def directory(files: list[Path]) -> str:
         return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])
 
+    rules = dataset.rules(data)
     masks = [sample.mask for sample in samples if sample.mask is not None]
     settings = {
         "format": FORMAT, "dataset": dataset.name, "split": split, "image_size": list(data.image_size),
         "images": directory([sample.image for sample in samples]), "masks": directory(masks) if masks else None,
-        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(samples, data, gpu),
+        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(samples, data, gpu), **rules.settings(),
     }
     key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     height, width = data.image_size
     path = cache_dir(data).absolute() / f"{dataset.name}-{split}-{height}x{width}-{key}"
-    return Plan(path, split, samples, data.image_size, dataset.to_class, settings, [_stamp(s) for s in samples])
+    return Plan(path, split, samples, data.image_size, rules, settings, [_stamp(s) for s in samples])
 
 
 def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:

@@ -2,7 +2,8 @@
 
 A store is a directory with ``images.u8`` (``[N, H, W, 3]``), ``masks.u8`` (``[N, H, W]``, class indices and `VOID`;
 absent without labels) and ``manifest.json``: the settings it was made with, the images' names, and per image the source
-files' sizes and times and the CRC-32 of its pixels.
+files' sizes and times and the CRC-32 of its pixels, what the source files were, and pixels per class. Stores of before
+these two were kept have neither.
 """
 
 import json
@@ -35,6 +36,10 @@ class Store:
     """uint8 memmap ``[N, H, W]``, read-only: class indices and `VOID`. None where nobody has labelled."""
     checksums: list[list[int]]
     """CRC-32 per image: of the image's bytes and, where there are masks, of the mask's."""
+    sources: list[list[int] | None] | None = None
+    """Per image: height, width and EXIF orientation of its file; None where that was not kept."""
+    counts: list[list[int]] | None = None
+    """Pixels, and images that hold one, of each mask value of the store: two lists of 256."""
 
     @classmethod
     def open(cls, path: Path) -> "Store":
@@ -57,7 +62,7 @@ class Store:
                 raise ValueError(f"{file.name} has {file.stat().st_size:,} bytes instead of {length:,}")
             maps[i] = np.memmap(file, np.uint8, "r", shape=shape)
         assert maps[0] is not None
-        return cls(path, tuple(names), maps[0], maps[1], checksums)
+        return cls(path, tuple(names), maps[0], maps[1], checksums, manifest.get("sources"), manifest.get("counts"))
 
     def verify(self, progress: Progress = no_progress) -> None:
         """Read everything and compare the checksums. Raises `InputError` with the names of damaged images."""

@@ -14,6 +14,7 @@ from PIL.ImageCms import ImageCmsProfile, createProfile
 from meal_gpu.data.datasets import Sample
 from meal_gpu.data.decode import Decoder, decode_all, open_decoder
 from meal_gpu.data.imagefile import Picture, read_image, read_picture
+from meal_gpu.data.rules import Rules
 from meal_gpu.errors import InputError
 
 SIZE = (37, 53)  # odd, so that JPEG's blocks and halved colours do not fit
@@ -21,7 +22,7 @@ RNG = np.random.default_rng(0)
 # Smooth, as photographs are: JPEG decoders differ most where nothing is smooth.
 RGB = np.array(Image.fromarray(RNG.integers(0, 256, (6, 8, 3), np.uint8)).resize(SIZE[::-1], Image.Resampling.BICUBIC))
 IMAGE = Image.fromarray(RGB)
-TABLE = np.arange(256, dtype=np.uint8)
+TABLE = Rules(np.arange(256, dtype=np.uint8))
 
 
 @pytest.fixture(params=["dali", "torchvision"])
@@ -37,7 +38,7 @@ def save(path: Path, image: Image.Image, form: str = "PNG", **options: object) -
 
 
 def decoded(samples: Sequence[Sample], decoder: Decoder, size: tuple[int, int] = SIZE) -> list[np.ndarray]:
-    return [image for image, _ in decode_all(samples, size, TABLE, decoder)]
+    return [image for image, *_ in decode_all(samples, size, TABLE, decoder)]
 
 
 def orientation(value: int) -> Image.Exif:
