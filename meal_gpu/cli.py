@@ -142,6 +142,25 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
 
 
 @app.command()
+def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)], set_: SetOption = None,
+          out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("check.html")) -> None:
+    """What a data set is before anything is trained: pixels per class, sizes, duplicates; and a page of overlays."""
+    from .engine.check import check as look
+
+    loaded = Config.load(config, set_)
+    try:
+        with Display(console) as show:
+            lines, problem = look(loaded, out, show.progress)
+    except KeyboardInterrupt:
+        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from None
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"page: {out}", highlight=False, soft_wrap=True, markup=False)
+    if problem is not None:
+        raise problem
+
+
+@app.command()
 def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of runs, or of sweeps.")],
            out: Annotated[Path | None, typer.Option(help="The file; default report.html in the first DIR.")] = None,
            ) -> None:

@@ -91,6 +91,9 @@ class DataConfig(Section):
     tells by the palette, and refuses one that can be read in two ways."""
     exif: Literal["apply", "ignore"] = "apply"
     """Whether images are turned as their EXIF orientation says; ``ignore`` where masks were drawn on the raw pixels."""
+    bands: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=3)] | None = None
+    """Of TIFF files with more bands than colours: which are red, green and blue, such as ``[4, 3, 2]``, or which one is
+    grey, ``[1]``; counted from 1. Needs tifffile (``pip install 'meal-gpu[tiff]'``)."""
     absent_classes: Literal["stop", "allow"] = "stop"
     """``folder``: a class that no pixel of the pool has stops a run before it trains, or does not."""
     max_megapixels: Annotated[Float, Field(gt=0)] = 500
@@ -103,7 +106,16 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _names_with_colours(cls, values: Any) -> Any:
-        names = values.get("class_names") if isinstance(values, dict) else None
+        if not isinstance(values, dict):
+            return values
+        for key in ("class_names", "mask_values", "mask_colours"):
+            table = values.get(key)
+            for name in table if isinstance(table, dict) else ():
+                if not isinstance(name, str):
+                    raise ValueError(f"data.{key} has the key {name!r}, which is no text. Write each class as "
+                                     f"name: value; YAML reads yes, no, on and off as true and false, so quote a class "
+                                     f"of that name: \"{_as_written(name)}\".")
+        names = values.get("class_names")
         if isinstance(names, dict):
             if "mask_colours" in values and values["mask_colours"] is not None:
                 raise ValueError("data.class_names and data.mask_colours both give colours: give them once.")
@@ -113,6 +125,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         self.tiling()
+        if self.bands is not None and len(self.bands) == 2:
+            raise ValueError(f"data.bands is {list(self.bands)}. Give three numbers (red, green, blue), or one (grey).")
         if self.dataset != "demo" and self.root is None:
             raise ValueError(f"data.root is missing: give the directory of the {self.dataset} data set.")
         if self.dataset == "folder" and not (self.class_names or self.mask_values or self.mask_colours):
@@ -327,6 +341,11 @@ MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.bud
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 
+def _as_written(value: object) -> str:
+    return {True: "yes", False: "no"}.get(value, "null" if value is None else value) if isinstance(
+        value, bool | None) else str(value)
+
+
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     """One line for one validation error: what was given, what is allowed, the nearest valid name."""
     path = [str(part) for part in detail["loc"]]
@@ -343,11 +362,17 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         allowed = str(detail["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         hint = did_you_mean(str(detail["input"]), allowed)
         return f"{key} is {detail['input']!r}. {message}.{hint}"
+    if detail["type"] == "string_type" and "class_names" in path:
+        given = detail["input"]
+        why = (f"YAML reads yes, no, on, off, true and false as {str(given).lower()}" if isinstance(given, bool) else
+               "YAML reads null, ~ and nothing as no value" if given is None else "names are text")
+        return f"{key} is {given!r}: {why}. Quote it, for example - \"{_as_written(given)}\"."
+    if "mask_colours" in path and detail["type"] in ("missing", "tuple_type", "too_long"):
+        given = detail["input"]
+        return f"{key} is {given!r}. Give a colour as [red, green, blue], for example [128, 64, 128]."
     if detail["type"] == "missing":  # only a pair of numbers has parts that must be there
         return f"{'.'.join(path[:-1])} is {detail['input']!r}. Give two numbers, for example [4, 4]."
     if detail["type"] == "tuple_type":
-        if "mask_colours" in path:
-            return f"{key} is {detail['input']!r}. Give a colour as [red, green, blue], for example [128, 64, 128]."
         return f"{key} is {detail['input']!r}. Give two numbers, for example [4, 4]."
     if detail["type"] == "model_type":
         return f"{key} is {detail['input']!r}. Give keys below it, for example those of configs/camvid.yaml."

@@ -1,5 +1,6 @@
 """Configs as people give them: YAML files, those that ship, and ``key=value`` on the command line."""
 
+from collections.abc import Hashable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,26 @@ from typing import Any
 import yaml
 
 from .errors import InputError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one block, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if isinstance(key, Hashable) and lines.setdefault(key, line) != line:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{key}' stands in line {lines[key]} and again in line {line}: put all of it in one "
+                    "place, since only one of them would be read")
+        return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 def shipped(sweeps: bool = False) -> list[str]:
@@ -33,7 +54,7 @@ def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
         raise InputError(f"No {kind} file '{path}', and no shipped {kind} of that name. Shipped: "
                          f"{', '.join(shipped(sweeps))}.{did_you_mean(path.stem, shipped(sweeps))}")
     try:
-        values = yaml.safe_load(text)
+        values = _parse(text)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -51,7 +72,7 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise InputError(f"--set {override}: give key=value, for example --set train.epochs=10.")
     try:
-        return key, yaml.safe_load(text)
+        return key, _parse(text)
     except (yaml.YAMLError, ValueError):  # a ValueError is a date that does not exist
         raise InputError(f"--set {override}: '{text}' is not a YAML value.") from None
 

@@ -199,7 +199,8 @@ def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
 def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
-        return PeopleOracle(directory, store.images, store.names, experiment.grid, experiment.stores.dataset.to_class)
+        rules = experiment.stores.dataset.rules(experiment.config.data)
+        return PeopleOracle(directory, store.images, store.names, experiment.grid, rules)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 

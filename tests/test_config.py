@@ -251,3 +251,48 @@ def test_every_allowed_metric_exists():
     from umap.distances import named_distances
 
     assert set(typing.get_args(UmapConfig.model_fields["metric"].annotation)) <= set(named_distances)
+
+
+# --- what people write in YAML ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("train: {epochs: 3}\ndata:\n  root: /x\ntrain:\n  lr: 0.1\n", "'train' stands in line 1 and again in line 4"),
+    ("data:\n  root: /x\n  grid: [2, 2]\n  root: /y\n", "'root' stands in line 2 and again in line 4"),
+])
+def test_a_key_that_stands_twice_is_refused_with_its_lines(text, message, tmp_path):
+    """The first block was lost without a word."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        Config.load(file)
+
+
+def test_merged_keys_of_yaml_may_be_given_again(tmp_path):
+    file = tmp_path / "merged.yaml"
+    file.write_text("train: &base {epochs: 3, lr: 0.1}\nquery: {rounds: 1}\n")
+    assert Config.load(file).train.epochs == 3
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    ("[road, yes]", 'data.class_names.1 is True: YAML reads yes, no, on, off, true and false as true. Quote it'),
+    ("[no, road]", "Quote it"), ("[road, ~]", "no value. Quote it"), ("[road, 7]", 'Quote it, for example - "7"'),
+    ("{road: [1, 2, 3], no: [4, 5, 6]}", 'quote a class of that name: "no"'),
+    ("{road: [1, 2]}", "Give a colour as [red, green, blue]"),
+])
+def test_class_names_that_yaml_reads_as_something_else(names, message, tmp_path):
+    file = tmp_path / "names.yaml"
+    file.write_text(f"data: {{dataset: folder, root: /x, class_names: {names}}}\n")
+    with pytest.raises(InputError) as error:
+        Config.load(file)
+    assert message in str(error.value)
+
+
+def test_tables_survive_being_written_and_read_again(tmp_path):
+    file = tmp_path / "again.yaml"
+    config = Config.load({"data": {"dataset": "folder", "root": "/x", "class_names": {"road": [1, 2, 3]},
+                                   "mask_values": {"road": 7, "void": [0, 255]}}})
+    assert config.data.class_names == ["road"]
+    assert config.data.mask_values == {"road": [7], "void": [0, 255]}
+    file.write_text(config.dump())
+    assert Config.load(file) == config

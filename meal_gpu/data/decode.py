@@ -142,7 +142,7 @@ class Read(NamedTuple):
 
 def read_sample(sample: Sample, size: Size, rules: Rules) -> Read:
     """Read a sample's image for a decoder, and its mask as class indices, resized to ``size`` by nearest neighbour."""
-    picture = read_picture(sample.image, rules.exif, rules.max_pixels)
+    picture = read_picture(sample.image, rules.reading)
     if sample.mask is None:
         return Read(picture, None, Source(picture.size, picture.turn))
     labels = read_classes(sample.mask, rules)
@@ -157,9 +157,9 @@ def read_sample(sample: Sample, size: Size, rules: Rules) -> Read:
 def _other_reading(shape: tuple[int, ...], picture: Picture, rules: Rules) -> str:
     if picture.turn < 5 or shape != picture.size[::-1]:
         return "Make the mask at the image's size."
-    other = "ignore" if rules.exif == "apply" else "apply"
-    return (f"The image's EXIF orientation is {picture.turn}, a quarter turn, and data.exif is '{rules.exif}'; sizes "
-            f"agree with data.exif: {other}, if the mask was drawn so.")
+    now, other = ("apply", "ignore") if rules.reading.exif == "apply" else ("ignore", "apply")
+    return (f"The image's EXIF orientation is {picture.turn}, a quarter turn, and data.exif is '{now}'; sizes agree "
+            f"with data.exif: {other}, if the mask was drawn so.")
 
 
 def _decode_batch(samples: Sequence[Sample], reads: list[Future[Read]], rules: Rules,
@@ -182,7 +182,7 @@ def _decode_batch(samples: Sequence[Sample], reads: list[Future[Read]], rules: R
             if isinstance(read, InputError):
                 continue
             try:
-                pixels = read_image(sample.image, rules.exif, rules.max_pixels)
+                pixels = read_image(sample.image, rules.reading)
                 pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1])))
                 read_again.append(str(sample.image))
             except InputError as error:

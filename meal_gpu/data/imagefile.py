@@ -8,32 +8,52 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..grid import Size
+from . import tiff
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for strangers' files; ours is ``data.max_megapixels``, by the header
-_MANY = 5e8
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(path: str | os.PathLike[str], exif: str = "apply", max_pixels: float = _MANY) -> np.ndarray:
+@dataclass(frozen=True)
+class Reading:
+    """What a config says of reading images."""
+
+    exif: Literal["apply", "ignore"] = "apply"
+    """Whether an EXIF orientation turns the image."""
+    max_pixels: float = 5e8
+    """A file of more is refused by its header."""
+    bands: tuple[int, ...] | None = None
+    """Of TIFF files: the samples that are red, green and blue, or the one that is grey, counted from 1."""
+
+
+_PLAINLY = Reading()
+
+
+def read_image(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> np.ndarray:
     """Decode an image to uint8 ``[H, W, 3]`` RGB.
 
     The file's content decides, not its suffix: a JPEG named ``.png`` is read as a JPEG. Conversions: grey is repeated
     into three channels, a palette is looked up, alpha is dropped (colours are not blended with anything), CMYK and
-    YCbCr are converted, an EXIF orientation is applied unless ``exif`` is ``ignore``, of several frames the first is
-    taken. More than 8 bits a channel is refused, because the range that such a file uses is not known.
+    YCbCr are converted, an EXIF orientation is applied, of several frames the first is taken. More than 8 bits a
+    channel is refused, because the range that such a file uses is not known, and so is a TIFF file of more bands than
+    colours, unless ``reading`` chooses.
 
     Raises `InputError` for a file that is missing, empty, truncated, damaged, too large or of another kind. The
     checksums of PNG chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its
     stream breaks. Metadata that cannot be read is no orientation.
     """
-    return _pixels(_open(path, max_pixels)[1], path, exif)[0]
+    content = _content(path)
+    if reading.bands is not None and content.startswith(tiff.SIGNATURES):
+        return _bands(content, path, reading)[0]
+    return _pixels(_header(content, path, reading), path, reading)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +67,17 @@ class Picture:
     """The EXIF orientation that the file has."""
 
 
-def read_picture(path: str | os.PathLike[str], exif: str = "apply", max_pixels: float = _MANY) -> Picture:
+def read_picture(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> Picture:
     """Read an image for a faster decoder than Pillow. Gives the pixels of `read_image`, and raises as it does.
 
     Handed on as they are: PNG files of 8 bits a channel without palette or colour key, and JPEG files of grey or YCbCr
     that end as they should; none with an orientation. The rest is decoded here.
     """
-    content, image = _open(path, max_pixels)
+    content = _content(path)
+    if reading.bands is not None and content.startswith(tiff.SIGNATURES):
+        pixels, turn = _bands(content, path, reading)
+        return Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn)
+    image = _header(content, path, reading)
     if image.format == "PNG":
         # An orientation stands in one of these chunks. To ask Pillow for it would decode the image.
         plain = (image.mode in ("L", "RGB", "RGBA") and _rawmode(image) == image.mode
@@ -64,7 +88,7 @@ def read_picture(path: str | os.PathLike[str], exif: str = "apply", max_pixels: 
                  and content.rstrip(b"\0").endswith(b"\xff\xd9") and orientation(image) == 1)
     if plain:
         return Picture(np.frombuffer(content, np.uint8), (image.height, image.width))
-    pixels, turn = _pixels(image, path, exif)
+    pixels, turn = _pixels(image, path, reading)
     return Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn)
 
 
@@ -78,13 +102,13 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
-              max_pixels: float = _MANY) -> tuple[np.ndarray, np.ndarray | None]:
+              reading: Reading = _PLAINLY) -> tuple[np.ndarray, np.ndarray | None]:
     """A mask's values, uint8 ``[H, W]``, and where it has one its palette, uint8 ``[n, 3]``.
 
     With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
     people draw have none. Raises as `read_mask`.
     """
-    _, image = _open(path, max_pixels)
+    image = _header(_content(path), path, reading, mask=True)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
@@ -121,7 +145,21 @@ def orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def _pixels(image: Image.Image, path: str | os.PathLike[str], exif: str) -> tuple[np.ndarray, int]:
+def _bands(content: bytes, path: str | os.PathLike[str], reading: Reading) -> tuple[np.ndarray, int]:
+    """As `_pixels`, of a TIFF file of which the config chooses bands."""
+    assert reading.bands is not None
+    tiff.check_layout(content, path, choosing=True)
+    found = tiff.layout(content)
+    if found is not None:
+        _check_size(*found.size, path, reading)
+    turn = found.turn if found is not None and found.turn in _TURNS else 1
+    pixels = tiff.read_bands(content, path, reading.bands)
+    if turn != 1 and reading.exif == "apply":
+        pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[turn]))
+    return pixels, turn
+
+
+def _pixels(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -> tuple[np.ndarray, int]:
     """uint8 ``[H, W, 3]``, and the orientation that the file asks for."""
     if image.mode[0] in "IF" or _bits16(image):
         raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
@@ -131,7 +169,7 @@ def _pixels(image: Image.Image, path: str | os.PathLike[str], exif: str) -> tupl
     image = _load(lambda whole: whole, image, path)
     if not turns_itself:
         turn = orientation(image)
-    if turn != 1 and (exif == "apply") != turns_itself:
+    if turn != 1 and (reading.exif == "apply") != turns_itself:
         image = image.transpose(_TURNS[_BACK.get(turn, turn) if turns_itself else turn])
     if image.mode != "RGB":
         # Straight from P to RGB drops transparency as RGBA does, without Pillow's warning.
@@ -139,8 +177,7 @@ def _pixels(image: Image.Image, path: str | os.PathLike[str], exif: str) -> tupl
     return np.array(image), turn
 
 
-def _open(path: str | os.PathLike[str], max_pixels: float) -> tuple[bytes, Image.Image]:
-    """The file's bytes, and the image, of which only the header has been looked at."""
+def _content(path: str | os.PathLike[str]) -> bytes:
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
@@ -151,6 +188,13 @@ def _open(path: str | os.PathLike[str], max_pixels: float) -> tuple[bytes, Image
         raise InputError(f"{path} is empty (0 bytes). Copy the file again.")
     if content.startswith(_PNG_SIGNATURE):
         _check_png(content, path)
+    return content
+
+
+def _header(content: bytes, path: str | os.PathLike[str], reading: Reading, mask: bool = False) -> Image.Image:
+    """The image, of which only the header has been looked at."""
+    if content.startswith(tiff.SIGNATURES) and not mask:
+        tiff.check_layout(content, path, reading.bands is not None)
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
@@ -158,12 +202,16 @@ def _open(path: str | os.PathLike[str], max_pixels: float) -> tuple[bytes, Image
                          f"{', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}.") from None
     except Exception as error:  # as in `orientation`
         raise _unreadable(path, error) from None
-    if image.width * image.height > max_pixels:
-        raise InputError(f"{path} is too large: {image.width} x {image.height} pixels (width x height), "
-                         f"{image.width * image.height / 1e6:,.0f} megapixels, and data.max_megapixels is "
-                         f"{max_pixels / 1e6:g}. Raise it where memory allows (3 bytes a pixel and reader), or cut the "
-                         "image into smaller ones.")
-    return content, image
+    _check_size(image.height, image.width, path, reading)
+    return image
+
+
+def _check_size(height: int, width: int, path: str | os.PathLike[str], reading: Reading) -> None:
+    if height * width > reading.max_pixels:
+        raise InputError(f"{path} is too large: {width} x {height} pixels (width x height), "
+                         f"{height * width / 1e6:,.0f} megapixels, and data.max_megapixels is "
+                         f"{reading.max_pixels / 1e6:g}. Raise it where memory allows (3 bytes a pixel and reader), or "
+                         "cut the image into smaller ones.")
 
 
 def _load(step: Callable[[Image.Image], Image.Image], image: Image.Image, path: str | os.PathLike[str]) -> Image.Image:

@@ -35,7 +35,7 @@ def read_classes(path: str | os.PathLike[str], rules: Rules) -> Labels:
     Raises `InputError` for a value or a colour that is in no class, for a palette that can be read in two ways, and
     for all that `read_mask` refuses.
     """
-    values, colours = load_mask(path, in_colour=bool(rules.colours), max_pixels=rules.max_pixels)
+    values, colours = load_mask(path, in_colour=bool(rules.colours), reading=rules.reading)
     if values.ndim == 3:
         return Labels(_by_colour(values, rules, path))
     used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
@@ -114,7 +114,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
             return by_colour, {}
         if all(by_colour[i] == rules.to_class[i] for i in telling):
             return rules.to_class, decoration
-    names = [*rules.names, *map(str, range(len(rules.names), 254))]
+    names = [*rules.class_names, *map(str, range(len(rules.class_names), 254))]
     first = next(i for i in used if by_colour[i] != rules.to_class[i])
 
     def reading(index: int) -> str:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import DataConfig
+from .classes import VOID
+from .imagefile import Reading
 
-_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply"}
+_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply", "bands": None}
 """Keys that change pixels, at the values under which stores were built before there were any."""
 
 
@@ -18,25 +20,42 @@ class Rules:
 
     to_class: np.ndarray
     """uint8 ``[256]``: mask value -> class index, `VOID` or `INVALID`."""
-    names: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     colours: Mapping[int, int] = field(default_factory=dict)
     """``red << 16 | green << 8 | blue`` -> class index or `VOID`, of masks in colour; empty where there are none."""
     shown: Mapping[int, int] = field(default_factory=dict)
     """The same for the colours of a palette: those that the data set is published with, or that reports show."""
     palette: Literal["auto", "index", "colour"] = "auto"
-    exif: Literal["apply", "ignore"] = "apply"
-    max_pixels: float = 5e8
+    reading: Reading = field(default_factory=Reading)
+    """Of images."""
 
     @classmethod
     def of(cls, data: DataConfig, to_class: np.ndarray, names: tuple[str, ...], palette: np.ndarray,
            colours: Mapping[int, int]) -> "Rules":
         shown = {int(red) << 16 | int(green) << 8 | int(blue): i for i, (red, green, blue) in enumerate(palette)}
-        return cls(to_class, names, colours, {**shown, **colours}, data.palette, data.exif,
-                   data.max_megapixels * 1e6)
+        return cls(to_class, names, colours, {**shown, **colours}, data.palette,
+                   Reading(data.exif, data.max_megapixels * 1e6, data.bands))
+
+    def table(self) -> dict[str, Any]:
+        """What mask values and colours mean, for people and their tools: goes out with every query."""
+        def values(index: int) -> list[int]:
+            return [int(value) for value in np.flatnonzero(self.to_class == index)]
+
+        def colours(index: int, of: Mapping[int, int]) -> list[list[int]]:
+            return [[colour >> 16, colour >> 8 & 255, colour & 255] for colour, i in of.items() if i == index]
+
+        return {
+            "classes": [{"name": name, "values": values(i), "colours": colours(i, self.shown)}
+                        for i, name in enumerate(self.class_names)],
+            "void": {"values": values(VOID), "colours": colours(VOID, self.colours)},
+        }
 
     def settings(self) -> dict[str, Any]:
         """What a store's settings must name besides ``to_class``: nothing where files are read as they ever were."""
-        settings = {key: value for key, default in _AS_EVER.items() if (value := getattr(self, key)) != default}
+        now = {"palette": self.palette, "exif": self.reading.exif, "bands": self.reading.bands}
+        settings = {key: value for key, value in now.items() if value != _AS_EVER[key]}
+        if self.reading.bands:
+            settings["bands"] = list(self.reading.bands)
         if self.colours:
             settings["colours"] = [[colour, index] for colour, index in sorted(self.colours.items())]
         return settings

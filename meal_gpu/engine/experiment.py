@@ -1,5 +1,6 @@
 """An experiment made ready: data, device, networks and constants that all of its seeds and rounds share."""
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
+from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
@@ -25,6 +27,8 @@ from ..timing import Progress, no_progress
 from .embeddings import Embeddings
 from .feasible import check_feasible
 from .splits import Split, Validation
+
+_log = logging.getLogger("meal_gpu")
 
 
 @dataclass
@@ -127,6 +131,9 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
+    for line in report(config.data, stores):
+        _log.info("%s", line)
+    check_classes(config.data, stores)
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)
     placement = place(config, sizes, backend.budget_bytes, workers is not None)

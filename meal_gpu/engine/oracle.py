@@ -1,6 +1,7 @@
 """Who labels: the masks of the data set (simulated), or people, through a folder."""
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.datasets import INVALID
+from ..data.census import share
+from ..data.classes import VOID
 from ..data.frames import as_tensor
-from ..data.imagefile import read_mask
+from ..data.maskfile import read_classes
+from ..data.rules import Rules
 from ..errors import InputError, LabelsMissingError
 from ..files import write_atomic
 from ..grid import Grid
+
+_log = logging.getLogger("meal_gpu")
 
 
 class Oracle(Protocol):
@@ -48,12 +53,13 @@ class PeopleOracle:
 
     ``to-label/round-03/images/0016E5_00001_r2_c0.png`` is labelled by
     ``to-label/round-03/masks/0016E5_00001_r2_c0.png``: 8-bit, of the patch's size, holding class ids as the data
-    set's own masks do.
+    set's own masks do. ``classes.json`` beside ``query.json`` says which those are: tools number classes in their own
+    ways, and ids that are shifted by one are ids all the same.
     """
 
-    def __init__(self, directory: Path, images: np.ndarray, names: Sequence[str], grid: Grid,
-                 to_class: np.ndarray) -> None:
-        self.directory, self.images, self.names, self.grid, self.to_class = directory, images, names, grid, to_class
+    def __init__(self, directory: Path, images: np.ndarray, names: Sequence[str], grid: Grid, rules: Rules) -> None:
+        self.directory, self.images, self.names, self.grid, self.rules = directory, images, names, grid, rules
+        self._counts = np.zeros(256, np.int64)  # of all labels so far
 
     def label(self, round_: int, ids: Tensor) -> Tensor:
         folder = self.directory / "to-label" / f"round-{round_:02d}"
@@ -65,7 +71,32 @@ class PeopleOracle:
         missing = [file for file in files if not (folder / "masks" / file).is_file()]
         if missing:
             raise LabelsMissingError(folder / "masks", len(missing), len(files))
-        return torch.from_numpy(np.stack([self._read(folder / "masks" / file) for file in files]))
+        labels = np.stack([self._read(folder / "masks" / file) for file in files])
+        self._tell(round_, labels)
+        return torch.from_numpy(labels)
+
+    def _tell(self, round_: int, labels: np.ndarray) -> None:
+        """Counts per class, before anything is trained on them; a class whose share jumps is named."""
+        now, before, names = np.bincount(labels.ravel(), minlength=256), self._counts, self.rules.class_names
+        there = [i for i in range(len(names)) if now[i]]
+        listed = [f"{names[i]} {share(int(now[i]), labels.size)}" for i in there]
+        listed += [f"void {share(int(now[VOID]), labels.size)}"] if now[VOID] else []
+        _log.info("Labels of round %d: %s.", round_, ", ".join(listed))
+        void = np.flatnonzero(self.rules.to_class == VOID).tolist()
+        if len(names) > 1 and there == [0] and now[VOID]:
+            _log.warning("The masks of round %d hold only %s and void (%s). Brushes write 0 and 255: if another class "
+                         "is meant, correct the masks by %s.", round_, names[0], void, self._table(round_))
+        if before.sum():
+            for i, name in enumerate(names):
+                old, new = before[i] / before.sum(), now[i] / now.sum()
+                if abs(new - old) > 0.25:
+                    _log.warning("The share of %s jumps from %.0f %% of all labels before to %.0f %% in round %d: "
+                                 "compare the tool's class numbers with %s.", name, 100 * old, 100 * new, round_,
+                                 self._table(round_))
+        self._counts = before + now
+
+    def _table(self, round_: int) -> Path:
+        return self.directory / "to-label" / f"round-{round_:02d}" / "classes.json"
 
     def _ask(self, folder: Path, query: list[dict[str, Any]], round_: int) -> None:
         """Write the query; once written it stays as it is."""
@@ -81,15 +112,12 @@ class PeopleOracle:
             y0, x0, y1, x1 = self.grid.box(cell)
             crop = Image.fromarray(np.asarray(self.images[image, y0:y1, x0:x1]))
             write_atomic(folder / "images" / patch["file"], partial(crop.save, format="PNG"))
+        write_atomic(folder / "classes.json", json.dumps(self.rules.table(), indent=1).encode())
         write_atomic(folder / "query.json", json.dumps(query, indent=1).encode())
 
     def _read(self, file: Path) -> np.ndarray:
-        ids = read_mask(file)
-        if ids.shape != (self.grid.patch_height, self.grid.patch_width):
-            raise InputError(f"{file} is {ids.shape[1]} x {ids.shape[0]} pixels (width x height), its patch "
+        labels = read_classes(file, self.rules).classes
+        if labels.shape != (self.grid.patch_height, self.grid.patch_width):
+            raise InputError(f"{file} is {labels.shape[1]} x {labels.shape[0]} pixels (width x height), its patch "
                              f"{self.grid.patch_width} x {self.grid.patch_height}: they must be equal.")
-        labels = self.to_class[ids]
-        if (labels == INVALID).any():
-            allowed = np.flatnonzero(self.to_class != INVALID).tolist()
-            raise InputError(f"{file} holds the class id {ids[labels == INVALID][0]}. Allowed: {allowed}.")
         return labels

@@ -252,3 +252,38 @@ def test_all_bad_files_are_named_in_one_start(folder: Folder) -> None:
     assert "13 of 15" in message
     assert message.count("is not an image") == 10
     assert "3 more" in message
+
+
+# --- what is told before anything is paid for -------------------------------------------------------------------------
+
+
+def test_the_report_counts_what_a_person_should_see(folder: Folder) -> None:
+    from meal_gpu.data.census import report
+
+    same = RNG.integers(0, 256, (*SIZE, 3), np.uint8)
+    folder.add("a", same, IDS).add("b", same, IDS)
+    folder.add("c", np.zeros((48, 24, 3), np.uint8), np.zeros((48, 24), np.uint8))
+    text = "\n".join(report(folder.data(), folder.ingest()))
+    assert "3 images in the pool, 0 for validation" in text
+    assert "in 3" in text
+    assert "16 x 12 (2), 24 x 48 (1); 1 of 3 are resized to 16 x 12" in text
+    assert "1 of 3 images of the pool change their aspect ratio by more than 10 %" in text
+    assert "2 images of the pool are not the only ones with their pixels: a = b" in text
+
+
+def test_check_writes_a_page_of_overlays_and_says_what_would_stop_a_run(folder: Folder, tmp_path: Path) -> None:
+    from meal_gpu.config import Config
+    from meal_gpu.engine.check import check
+
+    for i in range(25):
+        folder.add(f"<i>{i:02d}", mask=np.where(IDS == 1, 255, IDS).astype(np.uint8))
+    config = Config.load({"data": folder.data().model_dump(mode="json")})
+    lines, problem = check(config, tmp_path / "check.html")
+    assert problem is not None
+    assert "'tree'" in str(problem)
+    page = (tmp_path / "check.html").read_text()
+    assert page.count("data:image/jpeg") == 2 * 20
+    assert "A run would stop here" in page
+    assert all(name in page for name in ("road", "tree", "car", "&lt;i&gt;00"))
+    assert "<i>00" not in page
+    assert 3 <= len(lines) <= 10
