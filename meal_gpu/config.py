@@ -68,9 +68,10 @@ class DataConfig(Section):
     store: Path | None = None
     """Directory for decoded images; default ``$XDG_CACHE_HOME/meal-gpu`` or ``~/.cache/meal-gpu``."""
     images: str = "images"
-    """``folder``: the directory of images below ``root``."""
+    """``folder``: the directory of images below ``root``, or a pattern of files such as ``images/**/*.jpg``."""
     masks: str | None = "masks"
-    """``folder``: the directory of masks with the same stems; ``null`` when people label (``query.oracle: people``)."""
+    """``folder``: the directory of masks with the same stems, or where an image's mask stands, such as
+    ``masks/{dir}/{stem}_mask.png``; ``null`` when people label (``query.oracle: people``)."""
     val_images: str | None = "val_images"
     """``folder``: validation images, or ``null`` for none (then no mIoU is reported)."""
     val_masks: str | None = "val_masks"

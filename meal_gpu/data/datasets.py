@@ -6,31 +6,23 @@ A data set is a function from `DataConfig` to `Dataset` and one line in `DATASET
 import colorsys
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DataConfig
-from ..errors import InputError, did_you_mean
+from ..errors import InputError
 from . import scenes
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
+from .listing import Sample, by_pattern, files_in, is_pattern, left_out, names_in, pair
 from .rules import Rules
 
 _log = logging.getLogger("meal_gpu")
 __all__ = ["DATASETS", "INVALID", "VOID", "Dataset", "Sample", "open_dataset", "read_image", "read_mask"]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image; ``name`` is unique within its split. ``mask`` is None where nobody has labelled."""
-
-    name: str
-    image: Path
-    mask: Path | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,80 +64,10 @@ def cache_dir(data: DataConfig) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "meal-gpu"
 
 
-# --- listing files ----------------------------------------------------------------------------------------------------
-
-
-def _names(directory: Path, key: str, directories: bool = False) -> list[str]:
-    """Sorted names of the files (or directories) in a directory, hidden ones left out."""
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in entries
-                          if not entry.name.startswith(".") and entry.is_dir() == directories)
-    except OSError as error:
-        problem = {FileNotFoundError: "does not exist", NotADirectoryError: "is not a directory"}.get(
-            type(error), f"cannot be read ({error.strerror})")
-        raise InputError(f"The directory {directory} {problem}.{_nearby(directory)} Check {key}.") from None
-
-
-def _nearby(directory: Path) -> str:
-    """What stands in the nearest parent that exists: that usually shows the mistake."""
-    parent = directory.parent
-    while not parent.is_dir() and parent != parent.parent:
-        parent = parent.parent
-    try:
-        there = sorted(entry.name for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return ""
-    missing = directory.relative_to(parent).parts[0]
-    listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
-    return f" {parent.absolute()} has {f'the directories {listed}' if there else 'no directories'}." + did_you_mean(
-        missing, there)
-
-
-def _files(directory: Path, key: str, suffixes: tuple[str, ...] = (".png",), ending: str = "") -> dict[str, Path]:
-    """Files of a directory whose name is ``<stem><ending><suffix>``, as stem -> path, sorted by stem.
-
-    Raises `InputError` where the directory is missing, or two files have one stem.
-    """
-    found: dict[str, Path] = {}
-    for name in _names(directory, key):
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() not in suffixes or not stem.endswith(ending):
-            continue
-        stem = stem.removesuffix(ending)
-        if stem in found:
-            raise InputError(f"{found[stem]} and {directory / name} have the same stem '{stem}', which names an image. "
-                             "Rename or remove one of them.")
-        found[stem] = directory / name
-    return dict(sorted(found.items()))
-
-
-def _pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: Path, mask_name: str,
-          suffixes: tuple[str, ...] = (".png",)) -> tuple[Sample, ...]:
-    """Samples of images and masks of equal stems; ``mask_name`` says how a mask is called, for messages."""
-    if not images:
-        raise InputError(f"{where} holds no images: expected files ending in {', '.join(suffixes)} there.")
-    if masks is None:
-        return tuple(Sample(name, image, None) for name, image in images.items())
-    alone = [stem for stem in images if stem not in masks]
-    if alone:
-        raise InputError(f"{images[alone[0]]} has no mask{_others(alone)}: expected {mask_name.format(alone[0])}. "
-                         "Add the mask or remove the image.")
-    alone = [stem for stem in masks if stem not in images]
-    if alone:
-        raise InputError(f"{masks[alone[0]]} is a mask without image{_others(alone)}: no image of that name in {where}."
-                         " Add the image or remove the mask.")
-    return tuple(Sample(name, image, masks[name]) for name, image in images.items())
-
-
-def _others(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more like it)" if len(names) > 1 else ""
-
-
 def _root(data: DataConfig) -> Path:
     assert data.root is not None  # DataConfig refuses it for all data sets that read one
     root = data.root.expanduser()
-    _names(root, "data.root", directories=True)
+    names_in(root, "data.root", directories=True)
     return root
 
 
@@ -165,7 +87,7 @@ def camvid(data: DataConfig) -> Dataset:
 
     def split(name: str) -> tuple[Sample, ...]:
         images, masks = root / name, root / f"{name}annot"
-        return _pair(_files(images, "data.root"), _files(masks, "data.root"), images, f"{masks}/{{}}.png")
+        return pair(files_in(images, "data.root"), files_in(masks, "data.root"), images, f"{masks}/{{}}.png")
 
     return Dataset("camvid", tuple(CAMVID), np.array(list(CAMVID.values()), np.uint8),
                    _table({i: i for i in range(11)}, [11]), split("train"), split("val"))
@@ -192,12 +114,12 @@ def cityscapes(data: DataConfig) -> Dataset:
     def split(name: str) -> tuple[Sample, ...]:
         images, masks = root / "leftImg8bit" / name, root / "gtFine" / name
         found: list[Sample] = []
-        cities = _names(images, "data.root", directories=True)
-        for city in sorted({*cities, *_names(masks, "data.root", directories=True)}):
-            pictures = _files(images / city, "data.root", ending="_leftImg8bit")
-            labels = _files(masks / city, "data.root", ending="_gtFine_labelIds")
+        cities = names_in(images, "data.root", directories=True)
+        for city in sorted({*cities, *names_in(masks, "data.root", directories=True)}):
+            pictures = files_in(images / city, "data.root", ending="_leftImg8bit")
+            labels = files_in(masks / city, "data.root", ending="_gtFine_labelIds")
             if pictures or labels:
-                found += _pair(pictures, labels, images / city, f"{masks / city}/{{}}_gtFine_labelIds.png")
+                found += pair(pictures, labels, images / city, f"{masks / city}/{{}}_gtFine_labelIds.png")
         if not found:
             raise InputError(f"{images} holds no images: expected <city>/*_leftImg8bit.png there.")
         return tuple(found)
@@ -216,14 +138,22 @@ def folder(data: DataConfig) -> Dataset:
         raise InputError("data.val_masks is null, but data.val_images is not: validation needs masks. Give both, or "
                          "set data.val_images to null for no validation.")
 
+    told: list[str] = []
+
     def split(prefix: str, images: str | None, masks: str | None) -> tuple[Sample, ...]:
         if images is None:
             return ()
         null = "" if not prefix else " (null for no validation)"
-        pictures = _files(root / images, f"data.{prefix}images{null}", IMAGE_SUFFIXES)
+        key = f"data.{prefix}images{null}"
+        if is_pattern(images) or (masks is not None and is_pattern(masks)):
+            samples, beside = by_pattern(root, images, masks, key)
+            told.extend(beside)
+            return samples
+        pictures = files_in(root / images, key, IMAGE_SUFFIXES)
         people = " (null when people label)" if not prefix else ""
-        labels = None if masks is None else _files(root / masks, f"data.{prefix}masks{people}")
-        return _pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES)
+        labels = None if masks is None else files_in(root / masks, f"data.{prefix}masks{people}")
+        told.extend(left_out(root / images, [*pictures.values(), *(labels or {}).values()], f"data.{prefix}images"))
+        return pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES)
 
     # Hues a golden angle apart, at two depths: neighbours in the table are easy to tell apart.
     hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.3 * (i % 2), 0.95 - 0.25 * (i // 2 % 2))
@@ -232,8 +162,8 @@ def folder(data: DataConfig) -> Dataset:
     for colour, index in reversed(colours.items()):  # of several colours of a class its first
         if index != VOID:
             palette[index] = colour >> 16, colour >> 8 & 255, colour & 255
-    return Dataset("folder", names, palette, to_class,
-                   split("", data.images, data.masks), split("val_", data.val_images, data.val_masks), colours)
+    train, val = split("", data.images, data.masks), split("val_", data.val_images, data.val_masks)
+    return Dataset("folder", names, palette, to_class, train, val, colours, tuple(told))
 
 
 def demo(data: DataConfig) -> Dataset:
@@ -248,7 +178,7 @@ def demo(data: DataConfig) -> Dataset:
     def split(name: str, number: int, count: int) -> tuple[Sample, ...]:
         images, masks = root / name, root / f"{name}_masks"
         files = [f"{name}_{i:04d}.png" for i in range(count)]
-        have = [{*_names(folder, "data.root")} if folder.is_dir() else set[str]() for folder in (images, masks)]
+        have = [{*names_in(folder, "data.root")} if folder.is_dir() else set[str]() for folder in (images, masks)]
         todo = [i for i, file in enumerate(files) if any(file not in there for there in have)]
         if todo:
             _log.info("Drawing %d street scenes into %s.", len(todo), images)

@@ -198,6 +198,11 @@ def _header(content: bytes, path: str | os.PathLike[str], reading: Reading, mask
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
+        layout = tiff.layout(content) if content.startswith(tiff.SIGNATURES) else None
+        if layout is not None and not mask:
+            raise InputError(f"{path} is a TIFF file of {layout.words()} in a layout that Pillow does not open. Let "
+                             "tifffile read it by choosing its bands, for example data.bands: [1, 2, 3], or convert "
+                             "it.") from None
         raise InputError(f"{path} is not an image that can be read. Allowed: "
                          f"{', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}.") from None
     except Exception as error:  # as in `orientation`

@@ -8,7 +8,8 @@ import numpy as np
 
 from ..errors import InputError
 
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SIGNATURES = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
+"""Two of them are in no standard; Pillow takes them."""
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 """Bytes of a value, by TIFF's types of whole numbers."""
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
@@ -101,10 +102,10 @@ def read_bands(content: bytes, path: object, bands: Sequence[int]) -> np.ndarray
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages[0]
             pixels, axes = page.asarray(), page.axes
+            pixels = pixels[..., None] if "S" not in axes else np.moveaxis(pixels, axes.index("S"), -1)
     except Exception as error:  # it fails in whatever way the damage leads it to
         raise InputError(f"{path} cannot be decoded ({error}). If a codec is missing: pip install 'meal-gpu[tiff]'; "
                          "else copy the file again.") from None
-    pixels = pixels[..., None] if "S" not in axes else np.moveaxis(pixels, axes.index("S"), -1)
     if pixels.ndim != 3 or pixels.dtype != np.uint8:
         raise InputError(f"{path} holds {pixels.dtype} of axes {axes}. data.bands chooses from 8-bit samples of one "
                          "image.")

@@ -1,7 +1,9 @@
 """Who labels: the masks of the data set (simulated), or people, through a folder."""
 
+import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -64,7 +66,7 @@ class PeopleOracle:
     def label(self, round_: int, ids: Tensor) -> Tensor:
         folder = self.directory / "to-label" / f"round-{round_:02d}"
         patches = [self.grid.describe(patch, self.names) for patch in ids.tolist()]
-        files = [f"{Path(str(p['image'])).as_posix().replace('/', '_')}_r{p['row']}_c{p['col']}.png" for p in patches]
+        files = _file_names(patches)
         query = [{"id": patch, **where, "file": file}
                  for patch, where, file in zip(ids.tolist(), patches, files, strict=True)]
         self._ask(folder, query, round_)
@@ -121,3 +123,18 @@ class PeopleOracle:
             raise InputError(f"{file} is {labels.shape[1]} x {labels.shape[0]} pixels (width x height), its patch "
                              f"{self.grid.patch_width} x {self.grid.patch_height}: they must be equal.")
         return labels
+
+
+def _file_names(patches: list[dict[str, Any]]) -> list[str]:
+    """One per patch: its image's name, row and column; with a digest of the name where it is too long or not alone."""
+    plain = [f"{Path(str(patch['image'])).as_posix().replace('/', '_')}" for patch in patches]
+    ends = [f"_r{patch['row']}_c{patch['col']}.png" for patch in patches]
+    images = {(stem, str(patch["image"])) for stem, patch in zip(plain, patches, strict=True)}
+    twice = Counter(stem for stem, _ in images)
+    files = []
+    for stem, end, patch in zip(plain, ends, patches, strict=True):
+        if len(stem.encode()) > 200 or twice[stem] > 1:
+            digest = hashlib.blake2b(str(patch["image"]).encode(), digest_size=4).hexdigest()
+            stem = f"{stem.encode()[:190].decode(errors='ignore')}_{digest}"
+        files.append(stem + end)
+    return files
