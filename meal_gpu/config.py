@@ -141,11 +141,12 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     backbone: str = "mobilenetv2_100"
-    """Any timm backbone that offers ``features_only``."""
+    """A backbone of timm that gives maps at stride 4 and can be dilated to ``output_stride``, or whose own last stride
+    that is. Transformers of one image size are none."""
     output_stride: Literal[8, 16, 32] = 16
     """Pixels of the image per cell of the backbone's last map."""
     weights: str = "imagenet"
-    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming."""
+    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming; ``~`` is home."""
     freeze_backbone: bool = True
     """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"

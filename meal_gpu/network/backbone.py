@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..errors import InputError, did_you_mean
 
+DILATED = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny",
+           "regnety_002")
+"""Examples of backbones that give every output stride (there is a test), for messages."""
+
 
 def create_backbone(config: ModelConfig) -> Any:
     """A timm network that gives its features at stride 4 and at ``output_stride``, with the weights asked for.
+
+    Where timm cannot dilate a network and the stride is the network's own, it is taken as it is.
 
     Raises `InputError` where it is unknown or cannot be dilated so, and for weights that do not exist or do not fit it.
     """
@@ -25,16 +31,25 @@ def create_backbone(config: ModelConfig) -> Any:
                          f"{did_you_mean(config.backbone, timm.list_models())}")
     overlay = None
     if config.weights not in ("imagenet", "none"):
-        file = Path(config.weights)
+        file = Path(config.weights).expanduser()
+        if file.is_file() and file.suffix in (".pth", ".pt", ".bin"):
+            line = (f"import torch, safetensors.torch as s; s.save_file(torch.load('{file}', weights_only=True), "
+                    f"'{file.with_suffix('.safetensors')}')")
+            raise InputError(f"model.weights is '{config.weights}', a pickle, and not a .safetensors file. Convert it "
+                             f"once: python -c \"{line}\" (of a checkpoint, the entry that holds the weights, such as "
+                             "['state_dict']).")
         if not file.is_file() or file.suffix != ".safetensors":
             problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
             raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
                              "them), none, or the path of a .safetensors file in timm's naming.")
-        overlay = {"file": config.weights}
+        overlay = {"file": str(file)}
     try:
-        probe = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride)
-        strides = probe.feature_info.reduction()
-        backbone = timm.create_model(config.backbone, features_only=True, output_stride=config.output_stride,
+        options = {"output_stride": config.output_stride}
+        try:
+            strides = timm.create_model(config.backbone, features_only=True, **options).feature_info.reduction()
+        except (TypeError, AssertionError):  # what timm raises where a network knows no output stride, or not this one
+            strides, options = _own_strides(config), {}
+        backbone = timm.create_model(config.backbone, features_only=True, **options,
                                      out_indices=(strides.index(4), len(strides) - 1),
                                      pretrained=config.weights != "none", pretrained_cfg_overlay=overlay)
     except (RuntimeError, AttributeError, ValueError, NotImplementedError, SafetensorError, OSError, TypeError,
@@ -48,6 +63,24 @@ def create_backbone(config: ModelConfig) -> Any:
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
             module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]  # types are hashable
     return backbone
+
+
+def _own_strides(config: ModelConfig) -> list[int]:
+    """Strides of a network that cannot be dilated. Raises `InputError` where they are not the ones asked for."""
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(config.backbone, features_only=True).eval()
+            strides: list[int] = network.feature_info.reduction()
+            high = network(torch.zeros(1, 3, 96, 160))[-1]
+        fits = tuple(high.shape[1:]) == (network.feature_info.channels()[-1], 96 // strides[-1], 160 // strides[-1])
+    except Exception:  # networks of one image size, of windows, or without maps, each in its own way
+        strides, fits = [], False
+    if fits and 4 in strides and strides[-1] == config.output_stride:
+        return strides
+    own = f" Its own stride is {strides[-1]}: model.output_stride: {strides[-1]} takes it as it is." if (
+        fits and 4 in strides and strides[-1] in (8, 16, 32)) else ""
+    raise InputError(f"model.backbone '{config.backbone}' cannot be dilated to model.output_stride "
+                     f"{config.output_stride}.{own} Choose for example {', '.join(DILATED)}.")
 
 
 class _Float32(nn.Module):
@@ -87,7 +120,7 @@ def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
     def digest(tensor: Tensor) -> bytes:
         return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
 
-    held = {digest(tensor) for tensor in load_file(config.weights).values()}
+    held = {digest(tensor) for tensor in load_file(Path(config.weights).expanduser()).values()}
     # Scalars are counters of batches, which a file need not have.
     missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
     if missing:

@@ -12,6 +12,7 @@ from tiny import BACKBONE, noise, stir_norms, tiny_model
 from meal_gpu.config import ModelConfig
 from meal_gpu.data.pixels import normalise
 from meal_gpu.errors import InputError
+from meal_gpu.network.backbone import DILATED, create_backbone
 from meal_gpu.network.model import DeepLabV3Plus
 
 
@@ -72,7 +73,7 @@ def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path):
         with pytest.raises(InputError, match=f"{name}.safetensors' cannot be built"):
             tiny_model(weights=str(file))
     shutil.copy(tmp_path / f"{BACKBONE}.safetensors", tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=r"weights.pth', and it is no .safetensors file. Allowed: imagenet"):
+    with pytest.raises(InputError, match=r"weights.pth', a pickle"):
         tiny_model(weights=str(tmp_path / "weights.pth"))
     with pytest.raises(InputError, match=r"there is no such file. Allowed: imagenet .*none, or the path"):
         tiny_model(weights=str(tmp_path / "nowhere.safetensors"))
@@ -81,9 +82,8 @@ def test_weights_that_do_not_fit_or_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(("backbone", "message"), [
     ("mobilenet2_100", "which timm does not know. Did you mean 'mobile"),
     ("hf-hub:someone/something", "which timm does not know"),
-    ("vit_tiny_patch16_224", "with output_stride 16 and weights 'none' cannot be built"),  # has no output_stride
-    ("vgg11", "with output_stride 16 and weights 'none' cannot be built: AssertionError"),
-    ("efficientvit_b0", "cannot be built"),
+    ("vgg11", "cannot be dilated to model.output_stride 16. Its own stride is 32"),
+    ("efficientvit_b0", "cannot be dilated"),
 ])
 def test_backbones_that_cannot_be_used_are_refused(backbone, message):
     with pytest.raises(InputError, match=message):
@@ -117,3 +117,42 @@ def test_a_frozen_backbone_stays_in_the_autocast_dtype():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         low, high = model.features(normalise(noise(1, 64, 64)))
     assert low.dtype == high.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", DILATED)
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_backbones_that_messages_name_can_be_dilated(name, stride):
+    with torch.device("meta"):
+        maps = timm.create_model(name, features_only=True, output_stride=stride).eval()(torch.zeros(1, 3, 64, 96))
+    assert (64 // 4, 96 // 4) in [tuple(m.shape[2:]) for m in maps]
+    assert maps[-1].shape[2:] == (64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "hrnet_w18_small",
+                                  "densenet121"])
+def test_backbones_that_cannot_be_dilated_are_named_with_others_that_can(name):
+    """It was timm's inner message: an unexpected keyword argument, or nothing."""
+    with pytest.raises(InputError) as error:
+        create_backbone(ModelConfig(backbone=name, weights="none"))
+    assert f"model.backbone '{name}' cannot be dilated to model.output_stride 16" in str(error.value)
+    assert "resnet18" in str(error.value)
+    assert ("model.output_stride: 32 takes it" in str(error.value)) == (name in ("hrnet_w18_small", "densenet121"))
+
+
+def test_a_backbone_is_taken_as_it_is_where_the_stride_is_its_own():
+    network = create_backbone(ModelConfig(backbone="densenet121", weights="none", output_stride=32)).eval()
+    low, high = network(torch.zeros(1, 3, 64, 96))
+    assert (low.shape[2:], high.shape[2:]) == ((16, 24), (2, 3))
+
+
+def test_a_pickle_of_weights_names_the_line_that_converts_it(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"python -c .*save_file.*w.safetensors"):
+        create_backbone(ModelConfig(weights=str(tmp_path / "w.pth")))
+
+
+def test_home_is_expanded_in_the_path_of_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state = timm.create_model(BACKBONE, features_only=True).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    create_backbone(ModelConfig(backbone=BACKBONE, weights="~/w.safetensors"))
