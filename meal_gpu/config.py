@@ -54,6 +54,9 @@ class DataConfig(Section):
     """Directory of the data set. Needed by all but ``demo``, which draws its scenes."""
     image_size: tuple[Positive, Positive] = (360, 480)
     """(height, width) in pixels that images are resized to (bilinear) and masks (nearest)."""
+    resize: Literal["stretch", "fit"] = "stretch"
+    """``fit`` keeps an image's aspect ratio: it lies in the upper left, what it does not fill is void, and patches that
+    are mostly void so are never asked for."""
     grid: tuple[Positive, Positive] = (4, 4)
     """(rows, cols) of patches per image."""
     context: Literal["patch", "image"] = "image"
@@ -146,7 +149,7 @@ class ModelConfig(Section):
     output_stride: Literal[8, 16, 32] = 16
     """Pixels of the image per cell of the backbone's last map."""
     weights: str = "imagenet"
-    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming; ``~`` is home."""
+    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming (``~``: home)."""
     freeze_backbone: bool = True
     """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
@@ -344,8 +347,9 @@ MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.bud
 
 
 def _as_written(value: object) -> str:
-    return {True: "yes", False: "no"}.get(value, "null" if value is None else value) if isinstance(
-        value, bool | None) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "null" if value is None else str(value)
 
 
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:

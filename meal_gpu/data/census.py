@@ -118,17 +118,20 @@ def _of_files(data: DataConfig, split: str, found: Census, stores: Stores) -> li
         lines.append(f"Sizes of the {split}'s files, width x height: {listed}{more}; {resized} of {found.n_images} "
                      f"are resized to {width} x {height}.")
         squashed = sum(n for (h, w), n in found.sizes.items() if not 1 / 1.1 <= h * width / (w * height) <= 1.1)
-        if squashed:
+        if squashed and data.resize == "stretch":
             lines.append(f"{squashed} of {found.n_images} images of the {split} change their aspect ratio by more than "
-                         "10 %.")
+                         "10 %; data.resize: fit keeps it.")
+        if squashed and data.resize == "fit":
+            lines.append(f"{squashed} of {found.n_images} images of the {split} do not fill {width} x {height}; the "
+                         "rest is void (data.resize: fit).")
     if found.turns:
         labelled = "" if stores.train.masks is None else "; masks are read as they are"
         lines.append(f"{found.turns} of {found.n_images} images of the {split} carry an EXIF orientation, and are "
                      f"{'' if data.exif == 'apply' else 'not '}turned by it (data.exif: {data.exif}){labelled}.")
     if found.duplicates:
-        first, more = found.duplicates[0], len(found.duplicates) > 1 or len(found.duplicates[0]) > 3
+        first, others = found.duplicates[0], len(found.duplicates) > 1 or len(found.duplicates[0]) > 3
         lines.append(f"{sum(map(len, found.duplicates))} images of the {split} are not the only ones with their "
-                     f"pixels: {' = '.join(first[:3])}{', ...' if more else ''}.")
+                     f"pixels: {' = '.join(first[:3])}{', ...' if others else ''}.")
     return lines
 
 

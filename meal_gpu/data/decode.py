@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..grid import Size
 from ..machine.card import usable_cores
 from .datasets import Sample
+from .fit import fitted, fitted_mask, inner_size
 from .imagefile import Picture, read_image, read_picture
 from .maskfile import Palette, nearest, read_classes
 from .rules import Rules
@@ -143,22 +144,29 @@ class Read(NamedTuple):
 def read_sample(sample: Sample, size: Size, rules: Rules) -> Read:
     """Read a sample's image for a decoder, and its mask as class indices, resized to ``size`` by nearest neighbour."""
     picture = read_picture(sample.image, rules.reading)
+    source_size = picture.size
+    fit = rules.resize == "fit" and inner_size(source_size, size) != size
+    if fit:
+        pixels = fitted(read_image(sample.image, rules.reading), size)
+        picture = Picture(pixels, size, picture.turn)
     if sample.mask is None:
-        return Read(picture, None, Source(picture.size, picture.turn))
+        return Read(picture, None, Source(source_size, picture.turn))
     labels = read_classes(sample.mask, rules)
     shape = labels.classes.shape
-    if shape != picture.size:
+    if shape != source_size:
         raise InputError(
             f"{sample.mask} is {shape[1]} x {shape[0]} pixels (width x height), its image {sample.image} "
-            f"is {picture.size[1]} x {picture.size[0]}: they must be equal. {_other_reading(shape, picture, rules)}")
-    return Read(picture, nearest(labels.classes, size), Source(picture.size, picture.turn, labels.palette))
+            f"is {source_size[1]} x {source_size[0]}: they must be equal. "
+            f"{_other_reading(shape, source_size, picture.turn, rules)}")
+    mask = fitted_mask(labels.classes, size) if fit else nearest(labels.classes, size)
+    return Read(picture, mask, Source(source_size, picture.turn, labels.palette))
 
 
-def _other_reading(shape: tuple[int, ...], picture: Picture, rules: Rules) -> str:
-    if picture.turn < 5 or shape != picture.size[::-1]:
+def _other_reading(shape: tuple[int, ...], size: Size, turn: int, rules: Rules) -> str:
+    if turn < 5 or shape != size[::-1]:
         return "Make the mask at the image's size."
     now, other = ("apply", "ignore") if rules.reading.exif == "apply" else ("ignore", "apply")
-    return (f"The image's EXIF orientation is {picture.turn}, a quarter turn, and data.exif is '{now}'; sizes agree "
+    return (f"The image's EXIF orientation is {turn}, a quarter turn, and data.exif is '{now}'; sizes agree "
             f"with data.exif: {other}, if the mask was drawn so.")
 
 
@@ -182,7 +190,8 @@ def _decode_batch(samples: Sequence[Sample], reads: list[Future[Read]], rules: R
             if isinstance(read, InputError):
                 continue
             try:
-                pixels = read_image(sample.image, rules.reading)
+                fit = read.picture.content.ndim == 3  # decoded already
+                pixels = read.picture.content if fit else read_image(sample.image, rules.reading)
                 pictures.append(Picture(pixels, (pixels.shape[0], pixels.shape[1])))
                 read_again.append(str(sample.image))
             except InputError as error:

@@ -10,7 +10,7 @@ from ..config import DataConfig
 from .classes import VOID
 from .imagefile import Reading
 
-_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply", "bands": None}
+_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply", "bands": None, "resize": "stretch"}
 """Keys that change pixels, at the values under which stores were built before there were any."""
 
 
@@ -26,6 +26,7 @@ class Rules:
     shown: Mapping[int, int] = field(default_factory=dict)
     """The same for the colours of a palette: those that the data set is published with, or that reports show."""
     palette: Literal["auto", "index", "colour"] = "auto"
+    resize: Literal["stretch", "fit"] = "stretch"
     reading: Reading = field(default_factory=Reading)
     """Of images."""
 
@@ -33,7 +34,7 @@ class Rules:
     def of(cls, data: DataConfig, to_class: np.ndarray, names: tuple[str, ...], palette: np.ndarray,
            colours: Mapping[int, int]) -> "Rules":
         shown = {int(red) << 16 | int(green) << 8 | int(blue): i for i, (red, green, blue) in enumerate(palette)}
-        return cls(to_class, names, colours, {**shown, **colours}, data.palette,
+        return cls(to_class, names, colours, {**shown, **colours}, data.palette, data.resize,
                    Reading(data.exif, data.max_megapixels * 1e6, data.bands))
 
     def table(self) -> dict[str, Any]:
@@ -52,7 +53,8 @@ class Rules:
 
     def settings(self) -> dict[str, Any]:
         """What a store's settings must name besides ``to_class``: nothing where files are read as they ever were."""
-        now = {"palette": self.palette, "exif": self.reading.exif, "bands": self.reading.bands}
+        now: dict[str, Any] = {"palette": self.palette, "exif": self.reading.exif, "bands": self.reading.bands,
+               "resize": self.resize}
         settings = {key: value for key, value in now.items() if value != _AS_EVER[key]}
         if self.reading.bands:
             settings["bands"] = list(self.reading.bands)

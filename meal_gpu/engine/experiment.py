@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
+from ..data.fit import blank_patches
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
@@ -69,7 +70,15 @@ class Experiment:
 
     def new_pool(self) -> Pool:
         """The pool with nothing labelled."""
-        return Pool(self.train.frames, self.train.names)
+        return Pool(self.train.frames, self.train.names, self.blank)
+
+    @cached_property
+    def blank(self) -> Tensor | None:
+        """bool ``[images, cells]``: patches that no image fills, where images keep their aspect ratio; else None."""
+        if self.config.data.resize == "stretch" or self.stores.train.sources is None:
+            return None
+        blank = torch.from_numpy(blank_patches(self.stores.train.sources, self.grid))
+        return blank if bool(blank.any()) else None
 
     def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
         """A network as training starts from it: pretrained backbone, random head; a function of seed and round.

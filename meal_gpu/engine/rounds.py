@@ -73,7 +73,8 @@ def initial_patches(experiment: Experiment, seed: int) -> Tensor:
     n_images, cells = len(experiment.train.names), experiment.grid.cells
     images = torch.randperm(n_images, generator=generator(seed, 0, "initial"))
     images = images[: experiment.config.query.n_initial_images or n_images]
-    return (images[:, None] * cells + torch.arange(cells)).flatten()
+    ids = (images[:, None] * cells + torch.arange(cells)).flatten()
+    return ids if experiment.blank is None else ids[~experiment.blank.view(-1)[ids]]
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,

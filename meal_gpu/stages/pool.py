@@ -19,15 +19,18 @@ class Pool:
         on the device where they are delivered.
     names
         One per image.
+    blank
+        bool ``[images, cells]``: patches beside an image that does not fill its frame, never to be asked for; or None.
     """
 
-    def __init__(self, frames: Frames, names: Sequence[str]) -> None:
+    def __init__(self, frames: Frames, names: Sequence[str], blank: Tensor | None = None) -> None:
         self.frames = frames
         self.names = tuple(names)
         self.grid: Grid = frames.images_grid
         self.device = frames.device
         self.labelled = torch.zeros(len(names), self.grid.cells, dtype=torch.bool, device=self.device)
         """bool ``[images, cells]``."""
+        self.blank = None if blank is None else blank.to(self.device)
         self.labelled_ids = torch.zeros(0, dtype=torch.int64, device=self.device)
         """int64 ``[n]``, in the order of revealing."""
         self.labels = torch.zeros(0, self.grid.patch_height, self.grid.patch_width, dtype=torch.uint8,
@@ -40,8 +43,9 @@ class Pool:
 
     @property
     def free(self) -> Tensor:
-        """bool ``[n_patches]``: not labelled yet."""
-        return ~self.labelled.view(-1)
+        """bool ``[n_patches]``: not labelled yet, and there to be labelled."""
+        taken = self.labelled if self.blank is None else self.labelled | self.blank
+        return ~taken.view(-1)
 
     @property
     def fraction(self) -> float:
@@ -57,7 +61,7 @@ class Pool:
         if len(ids) != len(ids.unique()) or not bool(((ids >= 0) & (ids < self.n_patches)).all()):
             raise ValueError(f"ids must be distinct and in 0 ... {self.n_patches - 1}: {ids.tolist()}")
         if not bool(self.free[ids].all()):
-            raise ValueError(f"already labelled: {ids[~self.free[ids]].tolist()}")
+            raise ValueError(f"already labelled, or beside the image: {ids[~self.free[ids]].tolist()}")
         if labels.shape != (len(ids), self.grid.patch_height, self.grid.patch_width) or labels.dtype != torch.uint8:
             raise ValueError(f"labels must be uint8 [{len(ids)}, {self.grid.patch_height}, {self.grid.patch_width}], "
                              f"not {labels.dtype} {list(labels.shape)}")

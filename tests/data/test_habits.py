@@ -384,3 +384,36 @@ def test_masks_in_colour_are_read_by_a_table(folder: Folder) -> None:
     shown[5, 5] = 1, 2, 3
     folder.add("a", mask=shown)
     assert "[1, 2, 3] (1 pixels)" in folder.refused(class_names=colours)
+
+
+# --- 9: mixed sizes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", ["dali", "torchvision"])
+def test_a_portrait_keeps_its_aspect_ratio(loader: str, folder: Folder) -> None:
+    """A disc of 400 pixels became one of 32 x 16."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    y, x = np.mgrid[:96, :48]
+    disc = (y - 40) ** 2 + (x - 24) ** 2 < 18**2
+    folder.add("a", np.where(disc[..., None], [255, 0, 0], [0, 0, 255]).astype(np.uint8), disc.astype(np.uint8))
+    folder.add("b", np.full((12, 16, 3), 9, np.uint8), IDS)
+    keys = {"resize": "fit", "image_size": (48, 64), "loader": loader}
+    stores = folder.ingest(**keys)
+    masks, images = stores.train.masks, stores.train.images
+    found = masks[0] == 1
+    assert abs(int(found.any(1).sum()) - int(found.any(0).sum())) <= 1  # as high as wide
+    np.testing.assert_array_equal(masks[0][:, 24:], 255)
+    assert (masks[0][:, :24] != 255).all()
+    assert (images[0][found][:, 0] > 120).mean() > 0.9
+    assert (images[1] == 9).all()
+    np.testing.assert_array_equal(masks[1], np.kron(IDS, np.ones((4, 4), np.uint8)))
+
+
+def test_patches_beside_an_image_are_never_free() -> None:
+    from meal_gpu.data.fit import blank_patches
+    from meal_gpu.grid import Grid
+
+    blank = blank_patches([[96, 48, 1], [12, 16, 1], None, [10, 100, 1]], Grid(2, 4, 48, 64))
+    assert blank.reshape(4, 2, 4).tolist() == [
+        [[False, False, True, True]] * 2, [[False] * 4] * 2, [[False] * 4] * 2, [[False] * 4, [True] * 4]]
