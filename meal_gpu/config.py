@@ -149,7 +149,7 @@ class ModelConfig(Section):
     output_stride: Literal[8, 16, 32] = 16
     """Pixels of the image per cell of the backbone's last map."""
     weights: str = "imagenet"
-    """``imagenet`` (timm downloads), ``none``, or the path of a ``.safetensors`` file in timm's naming (``~``: home)."""
+    """``imagenet`` (timm downloads), ``none``, or a ``.safetensors`` file in timm's naming (``~`` is home)."""
     freeze_backbone: bool = True
     """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
