@@ -1,22 +1,76 @@
-"""What the numba kernels share: how they are compiled, and how many threads they use."""
+"""What the numba kernels share: how they are compiled, where that is kept, and how many threads they use."""
 
+import functools
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numba
 import torch
 from numba import get_num_threads, njit, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
+from numba.misc.appdirs import AppDirs
 
 
 def compiled(function: Callable[..., Any], signature: str, **options: Any) -> Any:
     """The compiled function, from numba's cache where it is there; compiling takes seconds."""
+    settle_cache()
     try:
         return njit(signature, cache=True, **options)(function)
-    except RuntimeError as error:  # neither the package's folder nor the user's cache can be written
+    except RuntimeError as error:  # nothing can be written, not even a temporary folder
         if "cache" not in str(error):
             raise
         return njit(signature, **options)(function)
+
+
+@functools.cache
+def settle_cache() -> Path | None:
+    """See to it that numba can keep what it compiles. The folder, where it is another than numba would take.
+
+    Numba takes ``NUMBA_CACHE_DIR``, else the folder of the source, else the user's cache; where none can be written it
+    raises, in the middle of an import of whoever asks for its cache.
+    """
+    if numba.config.CACHE_DIR and writable(Path(numba.config.CACHE_DIR)):
+        return None
+    users = Path(AppDirs(appname="numba", appauthor=False).user_cache_dir)
+    if users.is_absolute() and writable(users):  # with no home it would be a folder named ~, here
+        return None
+    folder = private_folder("numba")
+    if folder is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return folder
+
+
+def private_folder(name: str) -> Path | None:
+    """A folder of this user's alone among the temporary ones, the same in every process; None where it cannot be.
+
+    What lies there is loaded as code: a folder that somebody else has put there is not used.
+    """
+    try:
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        root = Path(tempfile.gettempdir()) / f"meal-gpu-{user}"
+        root.mkdir(mode=0o700, exist_ok=True)
+        status = root.lstat()
+        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or root.is_symlink()):
+            return None
+        folder = root / name
+        folder.mkdir(exist_ok=True)
+    except OSError:
+        return None
+    return folder
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

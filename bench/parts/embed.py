@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from meal_gpu.config import Config
+from meal_gpu.machine import umap_learn
 
 from ..baselines.rivals import Rival
 from ..result import Result
@@ -35,8 +36,8 @@ def embed_cases(ground: Ground) -> list[Case]:
 
 def unseeded(ground: Ground, case: Case) -> Rival:
     """umap-learn without a seed: on all cores, another embedding in every run, and so another query."""
-    import umap
-
+    umap = umap_learn.library()
+    umap = umap_learn.library()
     config, vectors = ground.config.umap, ground.vectors.cpu().numpy()
 
     def theirs() -> np.ndarray:

@@ -15,6 +15,7 @@ from ..data.fit import blank_patches
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
+from ..machine import umap_learn
 from ..machine.backend import Backend, announce, resolve
 from ..network.features import Features, batch_size, frames_of
 from ..network.model import DeepLabV3Plus
@@ -133,6 +134,8 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
     check_feasible(config, dataset)
+    if backend.umap == "umap-learn" and strategy.needs & {"embedding", "features"}:
+        umap_learn.warm_up(not config.model.freeze_backbone)  # while images are read and networks trained
     workers = None
     if config.query.scoring == "sharded":
         workers = start(config)

@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import hashlib
-import inspect
 import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +51,10 @@ def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-le
 
         points, reducer = rapids.fit_umap(features, config, seed)
         return Embedding(points, functools.partial(rapids.place_umap, reducer), reducer)
-    points, reducer = _fit_on_host(features.cpu(), config, seed)
-    return Embedding(points.to(features.device), functools.partial(_place_on_host, reducer), reducer)
+    from ..machine import umap_learn
+
+    points, reducer = umap_learn.fit_umap(features.cpu(), config, seed)
+    return Embedding(points.to(features.device), functools.partial(umap_learn.place_umap, reducer), reducer)
 
 
 def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
@@ -74,44 +74,3 @@ def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
     embedding = fit(features, config, seed, library)
     write_atomic(file, lambda stream: np.save(stream, embedding.points.cpu().numpy()))
     return embedding
-
-
-def _fit_on_host(features: Tensor, config: UmapConfig, seed: int) -> tuple[Tensor, Any]:
-    """umap-learn's points and the fitted UMAP. The seed makes it single-threaded too."""
-    import umap  # 3 to 20 seconds: paid only by the strategies that embed
-
-    reducer = umap.UMAP(
-        n_neighbors=min(config.n_neighbors, len(features) - 1), n_components=config.n_components,
-        min_dist=config.min_dist, metric=config.metric, random_state=seed,
-        # Spectral initialisation needs more vectors than components + 1.
-        init="spectral" if len(features) > config.n_components + 2 else "random",
-    )
-    with warnings.catch_warnings(), _seeded_eigensolver(umap.spectral.scipy.sparse.linalg, seed):
-        warnings.filterwarnings("ignore", "n_jobs value", UserWarning)  # one thread is what random_state means
-        warnings.filterwarnings("ignore", "Spectral init", UserWarning)  # of equal vectors; random places do for them
-        placed = reducer.fit_transform(features.numpy())
-    return torch.from_numpy(np.array(placed, np.float32, order="C")), reducer
-
-
-def _place_on_host(reducer: Any, features: Tensor) -> Tensor:
-    """umap-learn's ``transform`` draws from its own generator; it is reset, so that what was placed before does not
-    matter."""
-    reducer.transform_seed = reducer.random_state
-    # A copy: for the vectors it was fitted on, transform hands out the reducer's own array.
-    return torch.from_numpy(np.array(reducer.transform(features.cpu().numpy()), np.float32)).to(features.device)
-
-
-@contextlib.contextmanager
-def _seeded_eigensolver(linalg: Any, seed: int) -> Iterator[None]:
-    """Give scipy's ``eigsh`` a seed inside umap-learn, which gives it none.
-
-    Where vectors coincide, the Krylov space that it builds may end early, and scipy >= 1.17 goes on from fresh entropy:
-    equal seeds then gave different points. Otherwise nothing is drawn, and nothing changes.
-    """
-    solve = linalg.eigsh
-    if "rng" in inspect.signature(solve).parameters:
-        linalg.eigsh = functools.partial(solve, rng=seed)
-    try:
-        yield
-    finally:
-        linalg.eigsh = solve
