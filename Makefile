@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint docs clean help
+.PHONY: demo test test-lost-schedulers lint docs clean help
 
 help:
 	@echo "make demo   install, then run the whole loop on drawn street scenes (a few minutes)"
@@ -17,6 +17,9 @@ demo: $(VENV)/.base
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test-lost-schedulers: $(VENV)/.test
+	$(BIN)/python -m pytest -m lost_schedulers tests/sharding/test_lost_schedulers.py
 
 # import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
 lint: $(VENV)/.test

@@ -11,7 +11,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -31,8 +31,14 @@ WAIT_S = 120.0
 LIVES = 4
 """A run is given up when its workers die so often without anything finished between."""
 CONNECT_S = 10.0
+SILENT_S = 60.0
+"""A scheduler that does not answer for so long is lost."""
 TICK_S = 0.5
 """Between two reports of progress by one task."""
+
+
+class SchedulerLostError(InputError):
+    """The scheduler is gone, or does not answer."""
 
 
 class Unwanted(Exception):  # noqa: N818
@@ -71,11 +77,15 @@ def connected(address: str) -> "Iterator[Client]":
     except (OSError, ValueError) as error:
         raise InputError(f"No Dask scheduler answers at {address} ({' '.join(str(error).split())}). Start one with: "
                          "dask scheduler, and workers with: dask worker ADDRESS --nthreads 1 --nworkers N") from None
-    with _quiet(), client:
-        for worker, facts in client.scheduler_info(n_workers=-1)["workers"].items():
-            if facts["nthreads"] != 1:
-                raise InputError(too_wide(worker, facts["nthreads"]))
-        yield client
+    with _quiet():
+        try:
+            for worker, facts in client.scheduler_info(n_workers=-1)["workers"].items():
+                if facts["nthreads"] != 1:
+                    raise InputError(too_wide(worker, facts["nthreads"]))
+            yield client
+        finally:
+            with suppress(Exception):  # the connection may be gone, and what is to be told is told by then
+                client.close()
 
 
 def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Client]":
@@ -92,6 +102,39 @@ def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Cli
     if place == "cuda":
         return cuda(max(threads // max(torch.cuda.device_count(), 1), 1))
     return connected(place)
+
+
+def workers_of(client: "Client", kept: str) -> list[str]:
+    """Addresses of the workers. Raises `SchedulerLostError`, saying what is kept, when the scheduler is lost.
+
+    It is asked, whatever the client believes of the connection: when a scheduler says goodbye before it stops, the
+    client stays as it is, and what was submitted stays pending for ever.
+    """
+    began = time.monotonic()
+    while client.status == "running":
+        try:
+            found = client.sync(client.scheduler.identity, n_workers=-1, callback_timeout=SILENT_S)
+            return sorted(found["workers"])
+        except OSError:  # a connection that is made again, or silence
+            if time.monotonic() - began > CONNECT_S:
+                break
+            time.sleep(TICK_S)
+        except Exception:
+            if client.status == "running":  # else it is being closed, and raises what it happens to meet
+                raise
+    raise lost(client, kept)
+
+
+def check_connected(client: "Client", kept: str) -> None:
+    """Raise `SchedulerLostError`, saying what is kept, where the client knows that the scheduler is lost."""
+    if client.status != "running":
+        raise lost(client, kept)
+
+
+def lost(client: "Client", kept: str) -> SchedulerLostError:
+    """What to raise for a lost scheduler."""
+    address = getattr(client.scheduler, "address", "")  # there is none in a client that has given up
+    return SchedulerLostError(f"The connection to the scheduler {address} is lost. {kept}".replace("  ", " "))
 
 
 def reporting(worker: Any, topic: str, who: dict[str, Any]) -> Progress:

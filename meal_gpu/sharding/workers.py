@@ -4,6 +4,7 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ class Workers:
         answers: list[Any] = [None] * len(asked)
         lives = [cluster.LIVES] * len(asked)
         pending: dict[Any, int] = {}
+        raised: BaseException | None = None
         mine = self._families()
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -130,9 +132,10 @@ class Workers:
                 if future.status == "finished":
                     answers[i] = future.result()
                 elif error is not None and not isinstance(error, (distributed.KilledWorker, cluster.Unwanted)):
+                    raised = error
                     raise error
                 else:  # its worker is gone, and perhaps the last copy of what was shared with it
-                    self._check_connected()
+                    cluster.check_connected(self.client, KEPT)
                     lives[i] -= 1
                     if not lives[i]:
                         raise InputError(f"The workers that were given part {asked[i][0]} of the pool died "
@@ -142,12 +145,21 @@ class Workers:
                     self._settle([part for part, _ in asked])
                     mine = self._families()
                     submit(i)
-        except (OSError, TimeoutError) as error:  # while something was sent
-            self._check_connected()
+        except cluster.SchedulerLostError:
+            pending = {}  # nobody can be told
+            raise
+        except Exception as error:
+            if error is raised or isinstance(error, InputError):
+                raise
+            cluster.check_connected(self.client, KEPT)  # a client that is losing its scheduler raises many things
+            if not isinstance(error, (OSError, CancelledError)):
+                raise
+            self._addresses()
             raise InputError(f"Dask's workers cannot be reached: {first_line(error)}. {KEPT}") from error
         finally:
-            if self.client.status == "running":
-                self.client.cancel(list(pending), force=True)
+            if pending and self.client.status == "running":
+                with suppress(Exception):
+                    self.client.cancel(list(pending), force=True)
         progress(stage, total, total)
         return answers
 
@@ -156,8 +168,7 @@ class Workers:
         self._heard[told["part"]] = told["stage"], told["done"]
 
     def _addresses(self) -> list[str]:
-        self._check_connected()
-        return sorted(self.client.scheduler_info(n_workers=-1)["workers"])
+        return cluster.workers_of(self.client, KEPT)
 
     def _await_workers(self, seconds: float) -> None:
         """Raise `InputError` where there is no worker, and none comes for so long."""
@@ -167,10 +178,6 @@ class Workers:
                 raise InputError(f"The scheduler {self.client.scheduler.address} has no workers. Start some with: dask "
                                  f"worker ADDRESS --nthreads 1 --nworkers N. {KEPT}")
             time.sleep(cluster.TICK_S)
-
-    def _check_connected(self) -> None:
-        if self.client.status != "running":
-            raise InputError(f"The connection to the scheduler {self.client.scheduler.address} is lost. {KEPT}")
 
     def _families(self) -> dict[str, frozenset[Any]]:
         """By home, the parts that live there."""
