@@ -107,8 +107,7 @@ def at(place: int | str, most: int | None = None) -> "AbstractContextManager[Cli
 def workers_of(client: "Client", kept: str) -> list[str]:
     """Addresses of the workers. Raises `SchedulerLostError`, saying what is kept, when the scheduler is lost.
 
-    It is asked, whatever the client believes of the connection: when a scheduler says goodbye before it stops, the
-    client stays as it is, and what was submitted stays pending for ever.
+    It is asked, whatever the client believes of the connection.
     """
     began = time.monotonic()
     while client.status == "running":

@@ -43,8 +43,7 @@ def run_jobs(client: "Client", jobs: Sequence[Job],
     is lost, or has no workers for `cluster.WAIT_S`.
 
     The futures are looked at again and again, and the scheduler is asked whether it is there: Dask's own waiting
-    (``as_completed``) does not end where a scheduler that lives has lost its last worker, nor where it was stopped in
-    an orderly way.
+    (``as_completed``) does not end where a scheduler that lives has lost its last worker.
     """
     distributed = cluster.dask("distributed", "dask")
     topic = f"meal-gpu-{uuid.uuid4().hex}"
