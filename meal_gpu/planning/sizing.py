@@ -270,12 +270,13 @@ class _LiveBytes(TorchDispatchMode):
 def _peak(model: DeepLabV3Plus, work: Callable[[DeepLabV3Plus], None]) -> int:
     network = copy.deepcopy(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in network.modules():  # `Module.to` cannot swap in fake tensors
+        for module in network.modules():  # `Module.to` cannot swap in fake tensors; these are where the images are
             for name, held in module._parameters.items():
                 if held is not None:
-                    module._parameters[name] = torch.nn.Parameter(torch.empty_like(held), held.requires_grad)
+                    module._parameters[name] = torch.nn.Parameter(torch.empty_like(held, device="cpu"),
+                                                                   held.requires_grad)
             for name, value in module._buffers.items():
-                module._buffers[name] = None if value is None else torch.empty_like(value)
+                module._buffers[name] = None if value is None else torch.empty_like(value, device="cpu")
         with _LiveBytes() as counted:
             work(network)
     return counted.peak

@@ -99,6 +99,14 @@ def test_a_batch_takes_no_more_than_its_size_was_chosen_by(dtype, changes):
     assert 0.3 * PEAK_BYTES < peak_scoring(made, tiny_backend(dtype), model) / pixels <= PEAK_BYTES
 
 
+@pytest.mark.parametrize("peak", [peak_scoring, peak_training])
+def test_peaks_do_not_depend_on_where_the_network_is(tmp_path, peak):
+    """A run on a GPU asks with the network there: on another device than the made-up images, which PyTorch refused."""
+    tiny, backend, model = tiny_config(tmp_path), tiny_backend(), tiny_model()
+    here = peak(tiny, backend, model)
+    assert peak(tiny, backend, model.to("meta")) == here
+
+
 @pytest.mark.parametrize("changes", [{}, {"context": "patch"}])
 def test_the_peak_of_scoring_is_that_of_the_real_pass(tmp_path, changes):
     """The same count over a real pass of one batch; 120 images of 64 x 96 are a batch, 200 are more."""
