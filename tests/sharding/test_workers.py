@@ -181,7 +181,7 @@ def test_a_lost_scheduler_stops_it_and_resume_goes_on(tmp_path):
     scheduler = subprocess.Popen([*DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
                                   "--scheduler-file", file], stderr=subprocess.DEVNULL, env=environment)
     worker = subprocess.Popen([*DASK, "worker", "--scheduler-file", file, "--nthreads", "1", "--no-dashboard",
-                               "--death-timeout", "5"], stderr=subprocess.DEVNULL, env=environment)
+                               "--death-timeout", "30"], stderr=subprocess.DEVNULL, env=environment)
     try:
         while not file.exists():
             time.sleep(0.1)

@@ -133,7 +133,7 @@ def test_a_lost_scheduler_stops_it_and_the_next_call_goes_on(tmp_path, console, 
     scheduler = subprocess.Popen([*DASK, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
                                   "--scheduler-file", tmp_path / "scheduler.json"], stderr=subprocess.DEVNULL)
     worker = subprocess.Popen([*DASK, "worker", "--scheduler-file", tmp_path / "scheduler.json", "--nthreads", "1",
-                               "--no-dashboard", "--death-timeout", "60"], stderr=subprocess.DEVNULL)
+                               "--no-dashboard", "--death-timeout", "30"], stderr=subprocess.DEVNULL)
     try:
         while not (tmp_path / "scheduler.json").exists():
             time.sleep(0.1)
