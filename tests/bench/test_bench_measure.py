@@ -126,7 +126,7 @@ def test_enough_copies_exceed_the_last_level_cache():
 WATCHED = """
 import json, sys, time
 import torch
-from meal_gpu.bench import memory
+from meal_gpu.bench.timing import memory
 
 if sys.argv[1] == "sampled":
     memory._reset = lambda: False

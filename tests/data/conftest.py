@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from habits import Folder
 from stores import Configure, Make
 
 from meal_gpu.config import DataConfig
@@ -19,3 +20,8 @@ def config(tmp_path: Path, make_camvid: Make) -> Configure:
             {"dataset": "camvid", "root": root, "store": tmp_path / "store", "image_size": size, "grid": (2, 2)} | keys)
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)

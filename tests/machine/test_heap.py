@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has
 FAULTS = """
 import resource, sys
 import torch
-from meal_gpu import heap
+from meal_gpu.machine import heap
 
 if sys.argv[1] == "kept":
     assert heap.keep_freed({})
@@ -29,7 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 GIVEN_BACK = """
 import torch
-from meal_gpu import heap
+from meal_gpu.machine import heap
 from meal_gpu.bench.timing.memory import resident
 
 heap.keep_freed({})

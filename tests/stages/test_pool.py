@@ -39,7 +39,7 @@ def test_revealing_nothing_changes_nothing(pool):
     ([3, 3], labels(0, 0), r"distinct and in 0 \.\.\. 11: \[3, 3\]"),
     ([12], labels(0), r"distinct and in 0 \.\.\. 11: \[12\]"),
     ([-1], labels(0), r"distinct and in 0 \.\.\. 11: \[-1\]"),
-    ([1, 5], labels(0, 0), r"already labelled: \[5\]"),
+    ([1, 5], labels(0, 0), r"already labelled, or beside the image: \[5\]"),
     ([1], labels(0, 0), r"uint8 \[1, 4, 4\], not torch.uint8 \[2, 4, 4\]"),
     ([1], torch.zeros(1, 4, 5, dtype=torch.uint8), r"uint8 \[1, 4, 4\], not torch.uint8 \[1, 4, 5\]"),
     ([1], torch.zeros(1, 4, 4, dtype=torch.int64), r"uint8 \[1, 4, 4\], not torch.int64"),
