@@ -15,6 +15,7 @@ from ..data.ingest import Stores, ingest
 from ..data.store import Store
 from ..errors import InputError
 from ..files import write_atomic
+from ..report.pictures import swatch
 from ..report.style import POLICY, STYLE
 from ..timing import Progress, no_progress
 
@@ -48,7 +49,7 @@ def _page(config: Config, stores: Stores, lines: list[str], problem: InputError 
     stop = f'<p class="lead"><b>A run would stop here.</b> {escape(str(problem))}</p>' if problem else ""
     notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
     cards = "".join(_card(stores.train, int(i), dataset.palette) for i in _chosen(stores.train))
-    keys = "".join(f"<li>{_swatch(colour)}{escape(name)}</li>" for name, colour in zip(
+    keys = "".join(f"<li>{swatch(colour)}{escape(name)}</li>" for name, colour in zip(
         [*dataset.class_names, "void"], [*dataset.palette.tolist(), [136, 136, 136]], strict=True))
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -109,7 +110,3 @@ def _jpeg(pixels: np.ndarray) -> str:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _swatch(colour: list[int]) -> str:
-    return f'<i class="swatch" style="background:rgb({",".join(map(str, colour))})"></i>'

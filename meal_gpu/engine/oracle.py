@@ -127,7 +127,7 @@ class PeopleOracle:
 
 def _file_names(patches: list[dict[str, Any]]) -> list[str]:
     """One per patch: its image's name, row and column; with a digest of the name where it is too long or not alone."""
-    plain = [f"{Path(str(patch['image'])).as_posix().replace('/', '_')}" for patch in patches]
+    plain = [Path(str(patch["image"])).as_posix().replace("/", "_") for patch in patches]
     ends = [f"_r{patch['row']}_c{patch['col']}.png" for patch in patches]
     images = {(stem, str(patch["image"])) for stem, patch in zip(plain, patches, strict=True)}
     twice = Counter(stem for stem, _ in images)
