@@ -1,8 +1,7 @@
 """What the numba kernels share: how they are compiled, where that is kept, and how many threads they use."""
 
 import functools
-import os
-import tempfile
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,10 @@ import torch
 from numba import get_num_threads, njit, set_num_threads
 from numba.core.config import NUMBA_NUM_THREADS
 from numba.misc.appdirs import AppDirs
+
+from .folders import private_folder, writable
+
+_log = logging.getLogger("meal_gpu")
 
 
 def compiled(function: Callable[..., Any], signature: str, **options: Any) -> Any:
@@ -38,39 +41,15 @@ def settle_cache() -> Path | None:
     users = Path(AppDirs(appname="numba", appauthor=False).user_cache_dir)
     if users.is_absolute() and writable(users):  # with no home it would be a folder named ~, here
         return None
-    folder = private_folder("numba")
+    where, folder = numba.config.CACHE_DIR or users, private_folder("numba")
     if folder is not None:
         numba.config.CACHE_DIR = str(folder)
+        _log.warning("Compiled code is kept in %s: %s cannot be written. NUMBA_CACHE_DIR names another place.", folder,
+                     where)
+    else:
+        _log.warning("Compiled code cannot be kept (%s cannot be written), and every start compiles for a minute. Set "
+                     "NUMBA_CACHE_DIR to a folder that can be written.", where)
     return folder
-
-
-def private_folder(name: str) -> Path | None:
-    """A folder of this user's alone among the temporary ones, the same in every process; None where it cannot be.
-
-    What lies there is loaded as code: a folder that somebody else has put there is not used.
-    """
-    try:
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        root = Path(tempfile.gettempdir()) / f"meal-gpu-{user}"
-        root.mkdir(mode=0o700, exist_ok=True)
-        status = root.lstat()
-        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or root.is_symlink()):
-            return None
-        folder = root / name
-        folder.mkdir(exist_ok=True)
-    except OSError:
-        return None
-    return folder
-
-
-def writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made where it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 @contextmanager

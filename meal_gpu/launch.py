@@ -1,14 +1,11 @@
 """Start a run, or go on with one: its directory, its seeds, its report."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
 from .engine.rounds import run_seed
 from .errors import InputError
 from .files import write_atomic
+from .locks import locked
 from .machine.card import card
 from .records import Record, read_rounds
 from .report import load_run, write_report
@@ -220,26 +218,9 @@ def _note_machine(directory: Path, now: dict[str, Any]) -> None:
     write_atomic(file, json.dumps(first, indent=1).encode())
 
 
-@contextmanager
-def _alone(directory: Path, wait_s: float = 0) -> Iterator[None]:
-    """Two processes in one run directory would interleave their rounds. The kernel frees the lock when one dies."""
-    give_up = time.monotonic() + wait_s
-    with (directory / ".lock").open("a+") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= give_up:
-                    stream.seek(0)
-                    who = stream.read().strip()
-                    raise InputError(f"Another process is running in {directory}{f' ({who})' if who else ''}: wait for "
-                                     "it, or stop it first.") from None
-                time.sleep(0.2)
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
+def _alone(directory: Path, wait_s: float = 0) -> AbstractContextManager[None]:
+    """Two processes in one run directory would interleave their rounds."""
+    return locked(directory / ".lock", f"is running in {directory}", wait_s=wait_s)
 
 
 @contextmanager

@@ -5,16 +5,16 @@ had finished is in ``journal.jsonl``, each line with its checksums, and is taken
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import sync_directory
 from ..grid import Size
+from ..locks import locked
 from ..timing import Progress
 from .datasets import Sample
 from .decode import Decoded, decode_each, open_decoder
@@ -89,7 +90,7 @@ class Counts:
 
 
 def build(plan: Plan, progress: Progress) -> None:
-    """Write the store of a plan and put it in its place. The caller holds `locked` and handles errors by `writing`."""
+    """Write the store of a plan and put it in its place. The caller is `alone` and handles errors by `writing`."""
     partial, old = (plan.path.with_name(plan.path.name + end) for end in (".partial", ".old"))
     shutil.rmtree(old, ignore_errors=True)  # of a process killed while it replaced a store
     partial.mkdir(exist_ok=True)
@@ -271,13 +272,7 @@ def writing(plan: Plan) -> Iterator[None]:
                          ) from None
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a store; waits while another process builds it. The kernel releases it when a process dies."""
-    with open(path.with_name(path.name + ".lock"), "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("Waiting for another process that builds %s.", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def alone(plan: Plan) -> AbstractContextManager[None]:
+    """Hold the lock of a store; waits while another process builds it."""
+    return locked(plan.path.with_name(plan.path.name + ".lock"), f"builds {plan.path}",
+                  f"Waiting for another process that builds {plan.path}.", math.inf)

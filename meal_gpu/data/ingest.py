@@ -11,7 +11,7 @@ from ..config import DataConfig
 from ..errors import InputError
 from ..machine.backend import find_loader
 from ..timing import Progress, no_progress
-from .build import Plan, build, locked, writing
+from .build import Plan, alone, build, writing
 from .datasets import Dataset, Sample, cache_dir, open_dataset
 from .store import FORMAT, Store, read_manifest
 
@@ -106,7 +106,7 @@ def _open_fresh(plan: Plan) -> tuple[Store | None, str]:
 def _open_or_build(plan: Plan, progress: Progress) -> Store:
     store, _ = _open_fresh(plan)
     if store is None:
-        with writing(plan), locked(plan.path):
+        with writing(plan), alone(plan):
             store, why = _open_fresh(plan)  # another process may just have built it
             if store is None:
                 if why:

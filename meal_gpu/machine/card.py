@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from . import limits
+
 
 def card() -> dict[str, object]:
     """The machine card that goes into ``environment.json`` and benchmark results."""
@@ -18,9 +20,9 @@ def card() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory_gb": round(_total_host_bytes() / 1e9, 1),
+        "memory_gb": round(total_bytes() / 1e9, 1),
         **{name: _version(name) for name in packages},
     }
     for name in extra:
@@ -41,9 +43,18 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(root: Path = limits.ROOT) -> int:
+    """Cores that this process may use: those that it is bound to, and no more than its container is given time of."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = limits.cores(root)
+    return bound if given is None else max(min(bound, int(given)), 1)
+
+
+def settle_threads(root: Path = limits.ROOT) -> None:
+    """No more threads than `usable_cores`, unless somebody has said how many. PyTorch does not look at a container's
+    share of the processor, and threads that have used it up wait for the next tenth of a second, all of them."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores(root):
+        torch.set_num_threads(usable_cores(root))
 
 
 def processes() -> int:
@@ -51,18 +62,35 @@ def processes() -> int:
     return max(torch.get_num_threads() // 4, 1)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory of the device that nobody uses; on the CPU what the system can give without swapping."""
+def free_bytes(device: torch.device, root: Path = limits.ROOT) -> int:
+    """Memory of the device that nobody uses; on the CPU what the system can give without swapping, and the container
+    without being killed."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        lines = (root / "proc/meminfo").read_text("ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return _total_host_bytes() // 2
+        free = _installed_bytes() // 2
+    limit = limits.memory(root)
+    return free if limit is None else min(free, limit.free)
 
 
-def _total_host_bytes() -> int:
+def host_memory(root: Path = limits.ROOT) -> str:
+    """How much there is and who says so, for people."""
+    free, total, limit = free_bytes(torch.device("cpu"), root), total_bytes(root), limits.memory(root)
+    limited = limit is not None and limit.total < _installed_bytes()
+    of = f"of the {total / 1e9:.1f} GB that the container may take" if limited else f"of {total / 1e9:.1f} GB"
+    return f"{free / 1e9:.1f} GB free {of}"
+
+
+def total_bytes(root: Path = limits.ROOT) -> int:
+    """Of host memory: what is built in, or what the container may take."""
+    limit = limits.memory(root)
+    return _installed_bytes() if limit is None else min(_installed_bytes(), limit.total)
+
+
+def _installed_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -17,6 +17,7 @@ from ..engine.feasible import check_feasible
 from ..errors import InputError
 from ..files import write_atomic
 from ..launch import check_same_run, finished
+from ..locks import locked
 from ..machine.backend import resolve
 from ..machine.card import processes
 from ..report import load_sweep, write_report
@@ -60,7 +61,9 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
     failures: dict[str, str] = {}
     place, slots = _workers(len(missing), workers, scheduler, cuda) if missing else (nullcontext(), None)
     with place as client:  # nothing is written where there are no workers
-        write_atomic(directory / FILE, dump_points(_with_earlier(points, directory)).encode())
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory / ".lock", f"begins a sweep in {directory}", wait_s=cluster.CONNECT_S):
+            write_atomic(directory / FILE, dump_points(_with_earlier(points, directory)).encode())
         if client is not None:
             failures = _run(client, missing, directory, console, slots, f"{len(points) - len(missing)} were finished. "
                             if len(missing) < len(points) else "")

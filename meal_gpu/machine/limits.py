@@ -1,0 +1,91 @@
+"""What a container may use of its machine: the limits of its control groups, of both versions, and of those above.
+
+Every function takes the root of the file system, so that another one can be given.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+NONE = 2**60
+"""From so many bytes on a limit is none: version 1 has a number of that size where nobody set one."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The tightest limits, in bytes; perhaps of two groups."""
+
+    total: int
+    free: int
+    """What may be taken before the system kills: the pages of files that it would drop first count as free."""
+
+
+def memory(root: Path = ROOT) -> Memory | None:
+    """None where nothing limits it."""
+    found = []
+    for folder in _groups("memory", root):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        if limit is None or limit >= NONE:
+            continue
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+        stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
+        dropped = stat.get("total_inactive_file", stat.get("inactive_file", "0"))  # the first counts groups below, in v1
+        found.append((limit, max(limit - max(used - int(dropped), 0), 0)))
+    return Memory(min(limit for limit, _ in found), min(free for _, free in found)) if found else None
+
+
+def cores(root: Path = ROOT) -> float | None:
+    """Of processor time, such as 1.5; None where nothing limits it."""
+    found = []
+    for folder in _groups("cpu", root):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        quota = quota or _text(folder / "cpu.cfs_quota_us")
+        period = period or _text(folder / "cpu.cfs_period_us") or "100000"
+        if quota.isdigit() and int(quota) and int(period):  # else "max", or -1
+            found.append(int(quota) / int(period))
+    return min(found, default=None)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of this process's groups, from its own up to the one that is mounted."""
+    places: dict[str, str] = {}  # by controller, "" for version 2
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, controllers, place = (*line.split(":", 2), "", "")[:3]
+        places |= {"": place} if number == "0" and not controllers else dict.fromkeys(controllers.split(","), place)
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (kind, _, options) = left.split(), (*right.split(), "", "", "")[:3]
+        one = kind == "cgroup" and controller in options.split(",")
+        place = places.get(controller if one else "")
+        if len(fields) < 5 or place is None or not (one or kind == "cgroup2"):
+            continue
+        top, mount = (_unescaped(field) for field in fields[3:5])
+        folder = mounted = root / mount.lstrip("/")
+        below = Path(place)
+        if ".." not in below.parts and below.is_relative_to(top):  # else the container sees its own group as the mount
+            folder = mounted / below.relative_to(top)
+        if not folder.is_dir():
+            folder = mounted
+        while True:
+            yield folder
+            if folder == mounted:
+                break
+            folder = folder.parent
+
+
+def _unescaped(field: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), field)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file)
+    return int(text) if text.isdigit() else None
