@@ -1,8 +1,8 @@
 """One process at a time in a directory of a run or of a sweep, or at a store: every lock is taken here.
 
-`flock` is asked first: the kernel frees such a lock when its process dies. Some file systems of clusters have none. There
-a file that exists only while the lock is held stands in for it, and says who made it: one that was left by a process of
-this machine that is gone is taken over, any other is named to the user, who alone can know.
+`flock` is asked first: the kernel frees such a lock when its process dies. Some file systems of clusters have none.
+There a file that exists only while the lock is held stands in for it, and says who made it: one that was left by a
+process of this machine that is gone is taken over, any other is named to the user, who alone can know.
 """
 
 import contextlib
@@ -254,5 +254,5 @@ def _in_the_way(held: Path, holder: dict[str, Any] | None, busy: str) -> str:
     who = f"process {holder['pid']} on {holder['host']!a}"
     if not _elsewhere(holder):
         return f"Another process {busy} ({who}): wait for it, or stop it first."
-    return (f"Another process {busy} ({who}), or was killed there: the file system has no locks, and this machine cannot "
-            f"see that one. Wait for it; if it runs no more, delete {held} and start again.")
+    return (f"Another process {busy} ({who}), or was killed there: the file system has no locks, and this machine "
+            f"cannot see that one. Wait for it; if it runs no more, delete {held} and start again.")

@@ -23,9 +23,9 @@ def expand(path: str | Path) -> Path:
 
 
 def user_cache() -> Path:
-    """The directory ``meal-gpu`` of ``$XDG_CACHE_HOME``, else of ``~/.cache``, else of the temporary files, and says so.
+    """``meal-gpu`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``, else, and that is told, among the temporary files.
 
-    Nothing is made here. Raises `InputError` where there is none at all.
+    Raises `InputError` where there is none at all.
     """
     chosen = os.environ.get("XDG_CACHE_HOME")
     if chosen:

@@ -5,7 +5,6 @@ A data set is a function from `DataConfig` to `Dataset` and one line in `DATASET
 
 import colorsys
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..errors import InputError
+from ..paths import expand, user_cache
 from . import scenes
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
@@ -59,14 +59,13 @@ def open_dataset(data: DataConfig) -> Dataset:
 def cache_dir(data: DataConfig) -> Path:
     """Where decoded images and drawn scenes go: ``data.store``, else the user's cache directory."""
     if data.store is not None:
-        return data.store.expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "meal-gpu"
+        return expand(data.store)
+    return user_cache()
 
 
 def _root(data: DataConfig) -> Path:
     assert data.root is not None  # DataConfig refuses it for all data sets that read one
-    root = data.root.expanduser()
+    root = expand(data.root)
     names_in(root, "data.root", directories=True)
     return root
 
@@ -172,7 +171,7 @@ def demo(data: DataConfig) -> Dataset:
     A scene depends on its number and split alone, so what is there already is kept.
     """
     height, width = data.image_size
-    root = (data.root.expanduser() if data.root is not None else cache_dir(data)).absolute()
+    root = (expand(data.root) if data.root is not None else cache_dir(data)).absolute()
     root = root / f"demo-scenes-v{scenes.VERSION}-{height}x{width}"
 
     def split(name: str, number: int, count: int) -> tuple[Sample, ...]:

@@ -31,7 +31,7 @@ def memory(root: Path = ROOT) -> Memory | None:
             continue
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
         stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
-        dropped = stat.get("total_inactive_file", stat.get("inactive_file", "0"))  # the first counts groups below, in v1
+        dropped = stat.get("total_inactive_file", stat.get("inactive_file", "0"))  # v1's first counts groups below too
         found.append((limit, max(limit - max(used - int(dropped), 0), 0)))
     return Memory(min(limit for limit, _ in found), min(free for _, free in found)) if found else None
 
@@ -52,14 +52,17 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Folders of this process's groups, from its own up to the one that is mounted."""
     places: dict[str, str] = {}  # by controller, "" for version 2
     for line in _text(root / "proc/self/cgroup").splitlines():
-        number, controllers, place = (*line.split(":", 2), "", "")[:3]
-        places |= {"": place} if number == "0" and not controllers else dict.fromkeys(controllers.split(","), place)
+        parts = line.split(":", 2)
+        if len(parts) == 3:
+            places |= dict.fromkeys(parts[1].split(","), parts[2])
     for line in _text(root / "proc/self/mountinfo").splitlines():
         left, _, right = line.partition(" - ")
-        fields, (kind, _, options) = left.split(), (*right.split(), "", "", "")[:3]
-        one = kind == "cgroup" and controller in options.split(",")
+        fields, described = left.split(), right.split()
+        if len(fields) < 5 or len(described) < 3:
+            continue
+        one = described[0] == "cgroup" and controller in described[2].split(",")
         place = places.get(controller if one else "")
-        if len(fields) < 5 or place is None or not (one or kind == "cgroup2"):
+        if place is None or not (one or described[0] == "cgroup2"):
             continue
         top, mount = (_unescaped(field) for field in fields[3:5])
         folder = mounted = root / mount.lstrip("/")

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..errors import InputError, did_you_mean
+from ..paths import expand
+from . import pretrained
 
 DILATED = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny",
            "regnety_002")
@@ -29,9 +30,9 @@ def create_backbone(config: ModelConfig) -> Any:
     if not timm.is_model(config.backbone):
         raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
                          f"{did_you_mean(config.backbone, timm.list_models())}")
-    overlay = None
+    overlay: dict[str, Any] | None = None
     if config.weights not in ("imagenet", "none"):
-        file = Path(config.weights).expanduser()
+        file = expand(config.weights)
         if file.is_file() and file.suffix in (".pth", ".pt", ".bin"):
             line = (f"import torch, safetensors.torch as s; s.save_file(torch.load('{file}', weights_only=True), "
                     f"'{file.with_suffix('.safetensors')}')")
@@ -43,6 +44,8 @@ def create_backbone(config: ModelConfig) -> Any:
             raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
                              "them), none, or the path of a .safetensors file in timm's naming.")
         overlay = {"file": str(file)}
+    elif config.weights == "imagenet":
+        overlay = pretrained.overlay(config.backbone)
     try:
         options = {"output_stride": config.output_stride}
         try:
@@ -57,7 +60,7 @@ def create_backbone(config: ModelConfig) -> Any:
         reason = " ".join(str(error).split("\n", 2)[:2]) or type(error).__name__  # torch lists every tensor
         raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
                          f"'{config.weights}' cannot be built: {reason}") from error
-    if overlay is not None:
+    if config.weights not in ("imagenet", "none"):
         _check_loaded(backbone, config)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
@@ -120,7 +123,7 @@ def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
     def digest(tensor: Tensor) -> bytes:
         return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
 
-    held = {digest(tensor) for tensor in load_file(Path(config.weights).expanduser()).values()}
+    held = {digest(tensor) for tensor in load_file(expand(config.weights)).values()}
     # Scalars are counters of batches, which a file need not have.
     missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
     if missing:
