@@ -17,6 +17,7 @@ from rich.status import Status
 from typer.core import TyperGroup
 
 from meal_gpu.files import write_atomic
+from meal_gpu.paths import expand
 
 if TYPE_CHECKING:
     from meal_gpu.config import Config
@@ -39,11 +40,12 @@ class _RoundByDefault(TyperGroup):
 
 app = typer.Typer(cls=_RoundByDefault, help="Measure throughput on this machine: a round of a CONFIG, or one part.")
 
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", parser=expand, metavar="FILE", help="Write the result.")]
 CompareOption = Annotated[Path | None, typer.Option(
-    metavar="OLD.json", help="Compare with an earlier result: exit code 1 where a stage is slower.")]
+    parser=expand, metavar="OLD.json", help="Compare with an earlier result: exit code 1 where a stage is slower.")]
 ToleranceOption = Annotated[str, typer.Option(help="By how much a stage may be slower.")]
-PageOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the result as an HTML page.")]
+PageOption = Annotated[Path | None, typer.Option("--out", parser=expand, metavar="FILE",
+                                                 help="Write the result as an HTML page.")]
 SecondsOption = Annotated[float, typer.Option(min=0.0, help="Seconds to measure each stage for, at least.")]
 
 
@@ -193,8 +195,8 @@ def data(seconds: SecondsOption = 2.0, json_: JsonOption = None, compare: Compar
 def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of the pools.")] = "400,2975",
            size: Annotated[str, typer.Option(metavar="HxW", help="Their height and width in pixels.")] = "512x1024",
            budget_gb: Annotated[float, typer.Option(min=0.001, help="data.budget_gb, less than the pools.")] = 0.512,
-           root: Annotated[Path | None, typer.Option(help="Where to draw them, and keep them; default: a temporary "
-                                                     "directory.")] = None,
+           root: Annotated[Path | None, typer.Option(
+               parser=expand, metavar="DIR", help="Where to draw and keep them; default: a temporary one.")] = None,
            json_: JsonOption = None, out: PageOption = None) -> None:
     """A pool larger than its memory budget: drawn in Cityscapes' form, ingested, scored, and the memory that takes."""
     from meal_gpu.errors import InputError
@@ -229,8 +231,8 @@ def kernels(seconds: SecondsOption = 4.0,
 
 
 @app.command("compare")
-def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
-                  new: Annotated[Path, typer.Argument(metavar="NEW.json")],
+def compare_files(old: Annotated[Path, typer.Argument(parser=expand, metavar="OLD.json")],
+                  new: Annotated[Path, typer.Argument(parser=expand, metavar="NEW.json")],
                   tolerance: ToleranceOption = "10%") -> None:
     """Compare two results without measuring: exit code 1 where a stage is slower in the second."""
     from .result import Result

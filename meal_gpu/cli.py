@@ -22,6 +22,7 @@ from .config import Config
 from .configfile import shipped
 from .display import Display
 from .errors import InputError, LabelsMissingError
+from .paths import expand
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -43,7 +44,8 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use
 SchedulerOption = Annotated[str | None, typer.Option(
     metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
 CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
-OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
+OutOption = Annotated[Path | None, typer.Option(
+    parser=expand, metavar="DIR", help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
 
 def _version(wanted: bool) -> None:
@@ -67,7 +69,8 @@ def demo(out: OutOption = None, set_: SetOption = None) -> None:
 @app.command()
 def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)] = None,
         out: OutOption = None, set_: SetOption = None,
-        resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None,
+        resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
+                                                    help="Go on with the run in DIR.")] = None,
         workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False) -> None:
     """Run active learning as CONFIG says, or go on with a run (--resume).
 
@@ -90,12 +93,14 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
 
 @app.command()
 def sweep(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=SWEEP_HELP)] = None,
-          out: Annotated[Path | None, typer.Option(help="Directory of the sweep; default runs/<its name>.")] = None,
+          out: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
+                                                   help="Directory of the sweep; default runs/<its name>.")] = None,
           set_: SetOption = None,
           only: Annotated[list[str] | None, typer.Option(
               metavar="PATTERN", help="Only the runs of fitting names, for example '*-seed-0'. Repeatable.")] = None,
           workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
-          resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the sweep in DIR.")] = None,
+          resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
+                                                      help="Go on with the sweep in DIR.")] = None,
           ) -> None:
     """Run every combination of a sweep's values, on Dask's workers. Called again, it does what is missing."""
     from .sweepfile import load_points, read_points
@@ -143,7 +148,8 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
 
 @app.command()
 def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)], set_: SetOption = None,
-          out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("check.html")) -> None:
+          out: Annotated[Path, typer.Option(parser=expand, metavar="FILE",
+                                            help="Where the page goes.")] = Path("check.html")) -> None:
     """What a data set is before anything is trained: pixels per class, sizes, duplicates; and a page of overlays."""
     from .engine.check import check as look
 
@@ -161,8 +167,10 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
 
 
 @app.command()
-def report(runs: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Directories of runs, or of sweeps.")],
-           out: Annotated[Path | None, typer.Option(help="The file; default report.html in the first DIR.")] = None,
+def report(runs: Annotated[list[Path], typer.Argument(parser=expand, metavar="DIR...",
+                                                      help="Directories of runs, or of sweeps.")],
+           out: Annotated[Path | None, typer.Option(parser=expand, metavar="FILE",
+                                                    help="The file; default report.html in the first DIR.")] = None,
            ) -> None:
     """Summarise runs: a table here, and report.html with curves, queries and times."""
     from .report import load_runs, print_tables, write_report
@@ -201,8 +209,9 @@ app.add_typer(bench, name="bench")
 
 
 @app.command()
-def selfcheck(json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the findings, for "
-                                                         "example to attach to a bug report.")] = None) -> None:
+def selfcheck(json_: Annotated[Path | None, typer.Option(
+                  "--json", parser=expand, metavar="FILE",
+                  help="Also write the findings, for example to attach to a bug report.")] = None) -> None:
     """Check kernels, libraries and devices of this machine against references. Exit code 1 where one fails."""
     from .files import write_atomic
     from .selfcheck.runner import CHECKS, as_json, show

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError, did_you_mean
+from .paths import expand
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,6 +42,7 @@ def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
 
     Raises `InputError` where there is none, it cannot be read, or it is a sweep and a config is wanted, or the reverse.
     """
+    path = expand(path)
     text, kind = None, "sweep" if sweeps else "config"
     if path.is_file():
         try:

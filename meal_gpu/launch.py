@@ -18,6 +18,7 @@ from .errors import InputError
 from .files import write_atomic
 from .locks import locked
 from .machine.card import card
+from .paths import expand
 from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
@@ -53,7 +54,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
     LabelsMissingError
         ``query.oracle`` is ``people`` and they have not labelled the query yet: `resume` when they have.
     """
-    directory = Path(out) if out is not None else default_directory(config)
+    directory = expand(out) if out is not None else default_directory(config)
     if (directory / "config.yaml").exists():
         raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
                          "Or give another --out.")
@@ -84,7 +85,7 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
     InputError
         As `run` does, and where the directory holds a run of another config (`MACHINE_KEYS` may differ).
     """
-    directory = Path(directory)
+    directory = expand(directory)
     with _explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory, wait_s):
@@ -122,7 +123,7 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
 
     ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. Raises as `run` does.
     """
-    directory = Path(directory)
+    directory = expand(directory)
     config = load_resumed(directory, overrides)
     with _explained(directory), _prepared(config, progress) as experiment, _alone(directory):
         _note_machine(directory, environment(experiment))

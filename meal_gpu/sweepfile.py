@@ -30,6 +30,7 @@ from pydantic import Field, ValidationError, field_validator
 from .config import Config, Section
 from .configfile import parse_override, put, read_yaml
 from .errors import InputError, did_you_mean
+from .paths import expand
 
 FILE = "sweep.yaml"
 """Lists the points in the sweep's directory."""
@@ -90,7 +91,7 @@ def load_points(source: str | Path, overrides: list[str] | None = None, only: li
     InputError
         For a bad file, for a bad config of any point, naming it, and where two points are the same or none is left.
     """
-    path = Path(source)
+    path = expand(source)
     values = read_yaml(path, sweeps=True)
     if "axes" not in values:
         raise InputError(f"{source} is the config of one run (meal-gpu run {source}), not a sweep: a sweep has 'base' "
@@ -148,7 +149,7 @@ def _varied(block: Block) -> set[str]:
 
 def _points(block: Block, path: Path, file: File, shared: dict[str, Any]) -> Iterator[Point]:
     base = block.base or file.base
-    beside = path.parent / base
+    beside = path.parent / expand(base)
     values = read_yaml(beside if path.is_file() and beside.is_file() else Path(base))
     own = block.set if block is not file else {}
     for chosen in itertools.product(*block.axes.values()):

@@ -144,6 +144,7 @@ def folder(data: DataConfig) -> Dataset:
             return ()
         null = "" if not prefix else " (null for no validation)"
         key = f"data.{prefix}images{null}"
+        images, masks = str(expand(images)), None if masks is None else str(expand(masks))
         if is_pattern(images) or (masks is not None and is_pattern(masks)):
             samples, beside = by_pattern(root, images, masks, key)
             told.extend(beside)

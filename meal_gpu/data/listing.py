@@ -152,6 +152,8 @@ def by_pattern(root: Path, images: str, masks: str | None, key: str) -> tuple[tu
     """
     pattern = images if is_pattern(images) else f"{images}/*"
     parts = PurePosixPath(pattern).parts
+    if PurePosixPath(pattern).is_absolute():
+        raise InputError(f"{key} is '{images}', and a pattern is one below data.root: put the directory there.")
     fixed = root.joinpath(*parts[: next((i for i, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)])
     names_in(fixed, key)
     if re.search(r"[{}]", pattern):

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..errors import InputError
 from ..files import write_atomic
+from ..paths import expand
 from .runs import Run, load_run, load_runs, load_sweep
 from .summary import Spread, Summary, labels, notes, print_table, spread, summarise
 
@@ -34,7 +35,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
     """
     from .page import page  # as above
 
-    out = Path(out)
+    out = expand(out)
     if out.is_dir():
         out = out / "report.html"
     content = page(runs).encode()

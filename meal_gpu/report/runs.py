@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from ..config import MACHINE_KEYS, Config
 from ..errors import InputError
+from ..paths import expand
 from ..sweepfile import FILE, read_points
 from .paper import Reference, reference
 
@@ -165,7 +166,7 @@ class Run:
 
 def load_run(path: str | Path) -> Run:
     """Read a run directory. Raises `InputError` where it is none, a file is unreadable, or no round is finished."""
-    path = Path(path)
+    path = expand(path)
     if not (path / "config.yaml").is_file():
         found = "no such directory" if not path.exists() else "no config.yaml there"
         raise InputError(f"'{path}' is not a run directory ({found}). A run directory holds config.yaml, "
@@ -189,7 +190,7 @@ def load_sweep(directory: str | Path) -> list[Run]:
 
     Raises `InputError` where there is no sweep, or a run is damaged.
     """
-    directory = Path(directory)
+    directory = expand(directory)
     groups: dict[str, list[Run]] = {}
     for point in read_points(directory):
         if _begun(directory / point.name):
@@ -202,7 +203,7 @@ def load_sweep(directory: str | Path) -> list[Run]:
 def load_runs(directories: Sequence[Path]) -> list[Run]:
     """The runs in directories of runs and of sweeps. Raises `InputError` as `load_run` and `load_sweep` do."""
     runs = []
-    for directory in directories:
+    for directory in map(expand, directories):
         if not (directory / FILE).is_file():
             runs.append(load_run(directory))
             continue

@@ -20,6 +20,7 @@ from ..launch import check_same_run, finished
 from ..locks import locked
 from ..machine.backend import resolve
 from ..machine.card import processes
+from ..paths import expand
 from ..report import load_sweep, write_report
 from ..sharding import cluster
 from ..sharding.shards import check_local
@@ -55,7 +56,7 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
         Before anything starts: for a point that cannot run, or a directory that holds other points of these names. In
         the end: when runs failed, naming each with its reason. When the scheduler is lost.
     """
-    directory = Path(directory).absolute()
+    directory = expand(directory).absolute()
     check(points, directory, data_here=scheduler is None)
     missing = [point for point in points if not _is_done(directory / point.name, point.config)]
     failures: dict[str, str] = {}

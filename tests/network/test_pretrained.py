@@ -72,7 +72,12 @@ def test_without_a_network_the_file_to_give_is_named(hub):
 
 def test_a_name_that_is_looked_up_for_ever(hub, monkeypatch):
     monkeypatch.setattr(pretrained, "ANSWERS_S", 0.1)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(30))
+
+    def slow(*_: object, **__: object) -> None:
+        time.sleep(2)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
     with pytest.raises(InputError, match=r"huggingface\.co is not found within"):
         create_backbone(ModelConfig(backbone=BACKBONE))
 
