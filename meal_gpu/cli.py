@@ -22,7 +22,8 @@ from .config import Config
 from .configfile import shipped
 from .display import Display
 from .errors import InputError, LabelsMissingError
-from .paths import expand
+from .paths import expand, settle_home
+from .terminals import show_everything
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -281,10 +282,19 @@ def main() -> None:
                         handlers=[handler if errors.is_terminal else logging.StreamHandler()])
     logging.getLogger("meal_gpu").setLevel(logging.INFO)
     logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier's weights, which are not used
+    for stream in (sys.stdout, sys.stderr):
+        show_everything(stream)
+    settle_home()
     try:
         app()
     except InputError as error:
         errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except UnicodeEncodeError as error:
+        if error.encoding != sys.getfilesystemencoding() or error.encoding == "utf-8":
+            raise
+        errors.print(f"[bold red]error[/] {escape(repr(error.object))} is no name of a file here: this locale has "
+                     f"{error.encoding} alone. Set LC_ALL=C.UTF-8.", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Interrupted as stop:
         errors.print(f"Interrupted.{stop}", highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from .errors import InputError
 from .files import write_atomic
 from .locks import locked
 from .machine.card import card
-from .paths import expand
+from .paths import expand, settle_home
 from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
@@ -178,6 +178,7 @@ def _begin(experiment: Experiment, directory: Path) -> None:
 
 @contextmanager
 def _prepared(config: Config, progress: Progress) -> Iterator[Experiment]:
+    settle_home()
     experiment = prepare(config, progress)
     try:
         yield experiment

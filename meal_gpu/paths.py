@@ -22,6 +22,28 @@ def expand(path: str | Path) -> Path:
                          "no user has that name). Give the whole path; ./~ begins a file of that name.") from None
 
 
+def settle_home() -> None:
+    """Give this process a home directory where it has none: libraries ask for one, some of them while being imported.
+
+    Where there is one that cannot be written, those are told of another place that would fail there.
+    """
+    home = home_directory()
+    if home is not None and may_write(home / ".cache"):
+        return
+    from .kernels.folders import private_folder
+
+    if home is None:
+        folder = private_folder("home")
+        if folder is not None:
+            os.environ["HOME"] = str(folder)
+            tell_once(f"There is no home directory: {folder} is taken for one. HOME names another.")
+        return
+    for name in ("CUPY_CACHE_DIR", "TRITON_CACHE_DIR"):
+        folder = private_folder(name.lower())
+        if folder is not None:
+            os.environ.setdefault(name, str(folder))
+
+
 def user_cache() -> Path:
     """``meal-gpu`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``, else, and that is told, among the temporary files.
 
@@ -56,7 +78,7 @@ def home_directory() -> Path | None:
 def may_write(path: Path) -> bool:
     """Whether a directory could be made or written there, by what its nearest parent allows."""
     there = nearest(path)
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def nearest(path: Path) -> Path:

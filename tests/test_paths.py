@@ -18,7 +18,7 @@ from meal_gpu.config import Config, DataConfig, ModelConfig
 from meal_gpu.data.datasets import cache_dir, open_dataset
 from meal_gpu.errors import InputError
 from meal_gpu.network.backbone import create_backbone
-from meal_gpu.paths import expand, may_write, user_cache
+from meal_gpu.paths import expand, may_write, settle_home, user_cache
 from meal_gpu.sweepfile import load_points
 
 
@@ -117,6 +117,17 @@ def test_the_cache_without_a_home(home, monkeypatch, tmp_path, caplog):
         assert user_cache() == tmp_path / f"meal-gpu-{os.stat(tmp_path).st_uid}" / "cache"
     [line] = caplog.messages
     assert "there is no home directory. XDG_CACHE_HOME names another place" in line
+
+
+def test_a_home_is_given_where_there_is_none(home, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settle_home()
+    assert os.environ["HOME"] == str(home)
+    monkeypatch.setattr(paths, "home_directory", lambda: None)
+    settle_home()
+    assert Path(os.environ["HOME"]).is_relative_to(tmp_path / f"meal-gpu-{os.getuid()}")
+    assert "HOME names another" in caplog.text
+    monkeypatch.undo()
 
 
 def test_a_home_that_cannot_be_written(home, monkeypatch, tmp_path, caplog):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..errors import InputError
 from ..files import write_atomic
-from ..paths import expand
+from ..paths import expand, settle_home
 from .runs import Run, load_run, load_runs, load_sweep
 from .summary import Spread, Summary, labels, notes, print_table, spread, summarise
 
@@ -33,6 +33,7 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
 
     The file appears complete or not at all. Raises `InputError` where it cannot be written.
     """
+    settle_home()
     from .page import page  # as above
 
     out = expand(out)

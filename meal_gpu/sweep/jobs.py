@@ -142,6 +142,6 @@ def run_job(topic: str, job: Job) -> str | None:
     except Exception as error:
         directory.mkdir(parents=True, exist_ok=True)  # it may have failed before there was one
         file = directory / "error.txt"
-        file.write_text(traceback.format_exc())
+        file.write_text(traceback.format_exc(), "utf-8", "backslashreplace")
         return f"{type(error).__name__}: {error} (see {file})"
     return None
