@@ -10,12 +10,13 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..timing import Progress
+from .scripts import check_guarded
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -48,9 +49,10 @@ class Unwanted(Exception):  # noqa: N818
 @contextmanager
 def local(n_workers: int, threads: int) -> "Iterator[Client]":
     """Workers on this machine, each a process that runs one point at a time with so many threads."""
+    check_guarded()
     distributed = dask("distributed", "dask")
-    with (_quiet(), _spawning(threads), distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1,
-                                                                 processes=True, **COMMON) as cluster,
+    with (_quiet(), _spawning(threads), _begun(lambda: distributed.LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=True, **COMMON)) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
@@ -62,10 +64,23 @@ def cuda(threads: int) -> "Iterator[Client]":
 
     if not torch.cuda.is_available():
         raise InputError("--cuda: no CUDA device is usable here (see meal-gpu info). Leave --cuda out to use the CPU.")
+    check_guarded()
     distributed, dask_cuda = dask("distributed", "dask"), dask("dask_cuda", "dask-cuda")
-    with (_quiet(), _spawning(threads), dask_cuda.LocalCUDACluster(threads_per_worker=1, **COMMON) as cluster,
+    with (_quiet(), _spawning(threads), _begun(lambda: dask_cuda.LocalCUDACluster(
+            threads_per_worker=1, **COMMON)) as cluster,
           distributed.Client(cluster) as client):
         yield client
+
+
+def _begun(make: Callable[[], Any]) -> Any:
+    """A cluster. Raises `InputError` where its processes end as soon as they begin, having said why."""
+    try:
+        return make()
+    except RuntimeError as error:
+        if "failed to start" not in str(error):
+            raise
+        raise InputError(f"Worker processes cannot be started ({first_line(error.__cause__ or error)}): what stands "
+                         "above may say why.") from None
 
 
 @contextmanager
