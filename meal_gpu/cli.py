@@ -6,7 +6,7 @@ Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 13
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -183,26 +183,37 @@ def report(runs: Annotated[list[Path], typer.Argument(parser=expand, metavar="DI
 
 @app.command()
 def info(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)] = None,
-         set_: SetOption = None) -> None:
-    """Say which device and libraries would be used, and why; with a CONFIG, what memory and time its run needs."""
-    from .machine.backend import resolve
-    from .machine.card import card
-    from .planning.estimate import describe as estimated
-    from .planning.sizing import Extent, describe
-    from .stages.select import find_strategy
+         set_: SetOption = None, out: OutOption = None) -> None:
+    """Say which device and libraries would be used, and why; with a CONFIG, whether its run could start here.
 
+    Then it also says what memory, disk and time the run needs, tries all that the run will need, and lists all that is
+    wrong (exit code 2). Nothing is decoded or trained, and nothing stays that was not there.
+    """
     loaded = Config.load(config or {}, set_)
-    backend = resolve(loaded, find_strategy(loaded.query.strategy).embeds)
-    needs, stages = {}, {}
-    if config:
-        extent = Extent.of(loaded)
-        needs, stages = describe(loaded, backend, extent), estimated(loaded, backend, extent)
+    if config is None and out is not None:
+        raise InputError("--out is where a run would go: give its CONFIG too.")
+    if config is None:
+        from .machine.backend import resolve
+        from .machine.card import card, host_memory
+
+        _show(resolve(loaded).choices(), {"memory": host_memory()}, card())
+        return
+    from .preflight import preflight
+
+    found = preflight(loaded, out)
+    _show(*found.tables)
+    if found.wrong:
+        listed = "\n".join(f"  {name}: {why}" for name, why in found.wrong.items())
+        raise InputError(f"This run cannot start here:\n{listed}")
+    console.print(f"[bold green]ready[/]: meal-gpu run {escape(config)}", highlight=False, soft_wrap=True)
+
+
+def _show(*tables: Mapping[str, object]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
-    for rows in (backend.choices(), needs, stages, {key: str(value) for key, value in card().items()}):
+    for rows in filter(None, tables):
         for key, value in rows.items():
-            table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(value))
-        if rows:
-            table.add_row()
+            table.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(str(value)))
+        table.add_row()
     console.print(table)
 
 

@@ -55,11 +55,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
         ``query.oracle`` is ``people`` and they have not labelled the query yet: `resume` when they have.
     """
     directory = expand(out) if out is not None else default_directory(config)
-    if (directory / "config.yaml").exists():
-        raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
-                         "Or give another --out.")
-    if directory.exists() and not all(entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
-        raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
+    check_new(directory)
     with _explained(directory), _prepared(config, progress) as experiment:
         directory.mkdir(parents=True, exist_ok=True)
         with _alone(directory):
@@ -67,6 +63,15 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
                 raise InputError(f"Another process has just started a run in {directory}: give another --out.")
             _begin(experiment, directory)
             return _run(experiment, directory, observe)
+
+
+def check_new(directory: Path) -> None:
+    """Raise `InputError` where a directory holds a run, or something else."""
+    if (directory / "config.yaml").exists():
+        raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
+                         "Or give another --out.")
+    if directory.exists() and not all(entry.name.startswith(UNFINISHED) for entry in directory.iterdir()):
+        raise InputError(f"{directory} is not empty and holds no run: give an empty or a new directory as --out.")
 
 
 def run_or_resume(config: Config, directory: str | Path, progress: Progress = no_progress,

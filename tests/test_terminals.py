@@ -92,15 +92,15 @@ def test_every_command(somewhere, monkeypatch):
         assert text.strip(), arguments
 
 
-@pytest.mark.parametrize(("environment", "shown"), [
-    ({"PYTHONIOENCODING": "ascii"}, "already holds a run"),
+@pytest.mark.parametrize(("environment", "out", "shown"), [
+    ({"PYTHONIOENCODING": "ascii"}, "läufe", "already holds a run"),
     # Names of files are ASCII too, which neither C nor C.UTF-8 does to Python by itself.
-    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "LC_ALL=C.UTF-8"),
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "neu", "LC_ALL=C.UTF-8"),
 ], ids=["PYTHONIOENCODING", "LC_ALL"])
-def test_a_process_whose_output_goes_to_a_file(somewhere, environment, shown):
+def test_a_process_whose_output_goes_to_a_file(somewhere, environment, out, shown):
     with (somewhere / "log.txt").open("wb") as log:
         ran = subprocess.run([sys.executable, "-m", "meal_gpu.cli", "run", str(somewhere / "größe.yaml"), "--out",
-                              str(somewhere / "läufe")], stdout=log, stderr=log, check=False,
+                              str(somewhere / out)], stdout=log, stderr=log, check=False,
                              env={**os.environ, **environment})
     text = (somewhere / "log.txt").read_bytes().decode("ascii")
     assert ran.returncode == 2, text

@@ -45,6 +45,13 @@ def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset 
     return Stores(dataset, train, val)
 
 
+def missing_bytes(data: DataConfig, dataset: Dataset, gpu: bool = False) -> int:
+    """What `ingest` would still have to write, at most; files are listed, and nothing is read of them."""
+    plans = [_plan(dataset, split, samples, data, gpu)
+             for split, samples in (("train", dataset.train), ("val", dataset.val)) if samples]
+    return sum(sum(plan.row_bytes) * len(plan.samples) for plan in plans if _open_fresh(plan)[0] is None)
+
+
 def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> Plan:
     def directory(files: list[Path]) -> str:
         return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])

@@ -7,11 +7,12 @@ from ..errors import InputError
 
 def check_feasible(config: Config, dataset: Dataset) -> None:
     """Raise `InputError` for a run that asks for more patches, or for other labels, than the data set has."""
-    _check_budget(config, len(dataset.train))
+    check_budget(config, len(dataset.train))
     _check_oracle(config, dataset)
 
 
-def _check_budget(config: Config, n_images: int) -> None:
+def check_budget(config: Config, n_images: int) -> None:
+    """Raise `InputError` where the pool has fewer patches than the run asks for."""
     query, cells = config.query, config.data.tiling().cells
     if query.n_initial_images > n_images:
         raise InputError(f"query.n_initial_images is {query.n_initial_images}, and the pool has {n_images} images.")

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..config import Config
 from ..data import scenes
-from ..data.datasets import open_dataset
+from ..data.datasets import Dataset, open_dataset
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..machine.card import processes
@@ -134,20 +134,34 @@ class Extent:
     """Of the first image file; 0 where there are no files."""
 
     @classmethod
-    def of(cls, config: Config) -> "Extent":
-        """Raises `InputError` for a data set that is not there."""
+    def of(cls, config: Config, dataset: Dataset | None = None) -> "Extent":
+        """``dataset`` saves listing it again. Raises `InputError` for a data set that is not there."""
         data = config.data
         if data.dataset == "demo":  # listing it would draw its scenes
             return cls(len(scenes.CLASSES), data.n_images, data.n_val_images, True, 0)
-        dataset = open_dataset(data)
+        dataset = dataset or open_dataset(data)
         with Image.open(dataset.train[0].image) as file:  # reads the header
             pixels = file.width * file.height
         return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None,
                    pixels)
 
 
-def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
-    """What a run of this config needs, for people: counted and computed, with nothing decoded, drawn or trained.
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes, in bytes."""
+
+    store: int
+    """On disk."""
+    results: int
+    """On disk, in its directory: the networks of its last rounds."""
+    device: int
+    """Of the device at its peak, beside what libraries take."""
+    described: dict[str, str]
+    """For people."""
+
+
+def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
+    """What a run of this config needs: counted and computed, with nothing decoded, drawn or trained.
 
     Raises `InputError` for a network that cannot be built.
     """
@@ -164,7 +178,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
                 "kept on the device" if where.cache else "computed again in every round")
         features = f"{gigabytes(sizes.features)} of the pool, {kept}; {gigabytes(sizes.val_features)} of the validation"
         features += " images, " + ("kept" if where.val_cache else "computed again in every evaluation")
-    return {
+    scoring, training = peak_scoring(config, backend, model), peak_training(config, backend, model)
+    described = {
         "pool": f"{n_images:,} images, {sizes.n_patches:,} patches; {n_val:,} images to validate on",
         "store on disk": f"{gigabytes(sizes.store)} (pool {gigabytes(sizes.pool)}, validation {gigabytes(sizes.val)}, "
                          f"masks {gigabytes(sizes.masks + sizes.val_masks)})",
@@ -174,9 +189,16 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         **({"workers": _workers(config, backend, model, n_images)} if sharded else {}),
         "device memory": f"{gigabytes(where.device_bytes)} images, masks and features, "
                          f"{gigabytes(weights + 3 * trained)} network, gradients and Adam",
-        "at its peak": f"{gigabytes(peak_scoring(config, backend, model))} more in scoring, "
-                       f"{gigabytes(peak_training(config, backend, model))} in a training step; libraries take more",
+        "at its peak": f"{gigabytes(scoring)} more in scoring, "
+                       f"{gigabytes(training)} in a training step; libraries take more",
     }
+    device = where.device_bytes + weights + 3 * trained + max(scoring, training)
+    return Needs(sizes.store, weights * len(config.seeds), device, described)
+
+
+def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
+    """`needs`, for people."""
+    return needs(config, backend, extent).described
 
 
 def _workers(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int) -> str:

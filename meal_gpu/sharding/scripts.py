@@ -11,8 +11,10 @@ _GUARDS = ("__name__", "parent_process", "current_process")
 
 
 def check_guarded() -> None:
-    """Raise `InputError` where the main script would start these workers again in each of them; in a worker that is just
-    importing it, end that process."""
+    """Raise `InputError` where the main script would start these workers again in each of them.
+
+    In a worker that is just importing it, end that process.
+    """
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(_advice(file))

@@ -156,8 +156,11 @@ def busy() -> Iterator[None]:
 @pytest.mark.lost_schedulers
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("sharded", [False, True], ids=["sweep", "sharded"])
-def test_fifty_in_a_row_on_busy_cores(sharded, monkeypatch, busy):
+def test_fifty_in_a_row_on_busy_cores(sharded, monkeypatch, busy, capsys):
     """At any moment: before anything is sent, with the first sign of life, in the middle."""
     draw = random.Random(0)
     for i in range(50):
         lose(ENDS[i % len(ENDS)], sharded, monkeypatch, at=draw.choice([-1.0, 0.0, draw.random()]))
+        if i % 10 == 9:
+            with capsys.disabled():
+                print(f"\n{i + 1} lost schedulers in a row ({'sharded' if sharded else 'sweep'}), each told of", end="")

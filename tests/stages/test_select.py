@@ -319,3 +319,28 @@ def test_a_strategy_declares_what_it_needs():
             fit=whole.fit if "features" in strategy.needs else None)
         assert len(strategy.choose(bare, 3)) == 3
     assert STRATEGIES["random"].needs == frozenset()
+
+
+def test_lloyds_sums_are_added_by_one_thread(monkeypatch):
+    """With several, of more than 256 points, whichever is done first adds first: equal runs would differ."""
+    import sklearn.cluster
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
+
+    seen = []
+
+    class Watched(sklearn.cluster.KMeans):
+        def fit(self, points):
+            seen.append(threads())
+            return super().fit(points)
+
+    monkeypatch.setattr(sklearn.cluster, "KMeans", Watched)
+    points = torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
+    with threadpool_limits(2, user_api="openmp"):
+        assert threads() == {2}
+        picked = [snap_kmeans(points, 8, 0, "sklearn") for _ in range(2)]
+        assert threads() == {2}
+    assert seen == [{1}, {1}]
+    assert torch.equal(*picked)
