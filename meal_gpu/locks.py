@@ -53,21 +53,10 @@ def locked(file: Path, busy: str, waiting: str = "", wait_s: float = 0) -> Itera
     OSError
         Where it cannot be made or written.
     """
-    handle = _opened(file)
+    handle, give_up, told = _opened(file), time.monotonic() + wait_s, not waiting
     try:
-        give_up, told = time.monotonic() + wait_s, not waiting
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno in MISSING:
-                    with _stand_in(file, busy, waiting, give_up, error):
-                        yield
-                    return
-                if error.errno not in BUSY:
-                    raise InputError(f"{file} cannot be locked: {error.strerror}. Use a directory on another file "
-                                     "system.") from error
+        missing = _refused(handle, file)
+        while missing is not None and missing.errno not in MISSING:
             if time.monotonic() >= give_up:
                 raise InputError(f"Another process {busy}{_named(os.pread(handle, 300, 0))}: wait for it, or stop it "
                                  "first.")
@@ -75,6 +64,11 @@ def locked(file: Path, busy: str, waiting: str = "", wait_s: float = 0) -> Itera
                 _log.info(waiting)
                 told = True
             time.sleep(EVERY_S)
+            missing = _refused(handle, file)
+        if missing is not None:
+            with _stand_in(file, busy, waiting, give_up, missing):
+                yield
+            return
         if os.fstat(handle).st_nlink == 1:  # else it is somebody's other file too
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -83,18 +77,25 @@ def locked(file: Path, busy: str, waiting: str = "", wait_s: float = 0) -> Itera
         os.close(handle)
 
 
+def _refused(handle: int, file: Path) -> OSError | None:
+    """Take the lock; why not, where another process has it or the file system has none. Raises `InputError` else."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (*BUSY, *MISSING):
+            return error
+        raise InputError(f"{file} cannot be locked: {error.strerror}. Use a directory on another file "
+                         "system.") from error
+    return None
+
+
 def kind(directory: Path) -> str:
     """How locks are held in a directory, for people: tried there, and nothing stays. Raises as `locked` does."""
     file = directory / f".meal-gpu-lock-{os.getpid()}"
     handle = _opened(file)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return "by the file system"
-    except OSError as error:
-        if error.errno in MISSING:
-            return f"by files that stand in for locks ({error.strerror})"
-        raise InputError(f"{directory} cannot be locked: {error.strerror}. Use a directory on another file "
-                         "system.") from error
+        missing = _refused(handle, file)
+        return f"by files that stand in for locks ({missing.strerror})" if missing else "by the file system"
     finally:
         os.close(handle)
         file.unlink(missing_ok=True)
