@@ -112,11 +112,12 @@ def _estimates(result: Result) -> Table:
     table = Table(title=f"ESTIMATE for {result.estimates[0].device}: counts over data-sheet rates; nobody measured it",
                   title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("estimated ms", "bound", "GB", "GFLOP", "Gexp"):
+    for heading in ("at least, ms", "bound", "GPU ms", "host ms", "launches", "GB", "GFLOP", "Gexp"):
         table.add_column(heading, justify="right")
     for row in result.estimates:
-        table.add_row(row.stage, f"~{row.milliseconds:.3g}", row.bound, f"{row.work.bytes / 1e9:.3g}",
-                      f"{row.work.flops / 1e9:.4g}", f"{row.work.exps / 1e9:.3g}")
+        table.add_row(row.stage, f"~{row.milliseconds:,.3g}", row.bound, f"{row.gpu_ms:,.3g}", f"{row.host_ms:,.3g}",
+                      f"{row.launches:,}", f"{row.work.bytes / 1e9:,.3g}", f"{row.work.flops / 1e9:,.4g}",
+                      f"{row.work.exps / 1e9:,.3g}")
     return table
 
 
