@@ -21,7 +21,7 @@ from meal_gpu.files import write_atomic
 if TYPE_CHECKING:
     from meal_gpu.config import Config
 
-    from .result import Result
+    from .result import Result, Stage
     from .show.compare import Verdict
 
 WIDTH = 100
@@ -55,12 +55,14 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML fi
 DrawOption = Annotated[int, typer.Option(
     metavar="N", min=0, help="For cityscapes: draw N scenes in its form instead of reading data.root.")]
 
+ImagesOption = Annotated[int, typer.Option(metavar="N", min=0, help="Use N images of the pool; 0: all.")]
+
 
 @app.command("round")
 def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0,
                 only: Annotated[str, typer.Option(metavar="STAGE,...", help="Measure these stages alone.")] = "",
                 draw: DrawOption = 0,
-                images: Annotated[int, typer.Option(metavar="N", min=0, help="Use N images of the pool; 0: all.")] = 0,
+                images: ImagesOption = 0,
                 estimate: Annotated[str, typer.Option(metavar="DEVICE", help="Measure nothing: estimate the least time "
                                                       "on a device by its data sheet (h100, a100).")] = "",
                 json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
@@ -77,7 +79,8 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
         else:
             def run(only: list[str], baselines: bool = True) -> "Result":
-                return round.run(loaded, Effort(seconds), only, compare=baselines, images=images, tell=doing)
+                return round.run(loaded, Effort(seconds), only, compare=baselines, images=images, tell=doing,
+                                 done=doing.done)
 
             measured(lambda: run(names), json_, compare, tolerance, out, doing,
                      lambda slower: run([] if WHOLE in slower else slower, False))
@@ -93,11 +96,12 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
 
     doing = _Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: embed.run(loaded, Effort(seconds), doing), json_, compare, tolerance, out, doing)
+        measured(lambda: embed.run(loaded, Effort(seconds), doing, doing.done), json_, compare, tolerance, out, doing)
 
 
 @app.command("train")
 def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0, draw: DrawOption = 0,
+          images: ImagesOption = 0,
           json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
           out: PageOption = None) -> None:
     """A training step and epoch on the pool of CONFIG, against research code and torch.compile."""
@@ -106,7 +110,8 @@ def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
 
     doing = _Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: training.run(loaded, Effort(seconds), tell=doing), json_, compare, tolerance, out, doing)
+        measured(lambda: training.run(loaded, Effort(seconds), images=images, tell=doing, done=doing.done), json_,
+                 compare, tolerance, out, doing)
 
 
 @app.command("scale")
@@ -156,6 +161,13 @@ class _Doing:
     def __call__(self, text: str) -> None:
         if self.status is not None:
             self.status.update(text)
+
+    def done(self, stage: "Stage") -> None:
+        """A line for what has been measured: the table comes when all is, minutes later."""
+        from .show.table import line
+
+        if self.status is not None:
+            self.status.console.print(escape(line(stage)), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -217,7 +229,7 @@ def kernels(seconds: SecondsOption = 4.0,
             device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cuda or cpu.")] = "auto",
             json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
             out: PageOption = None) -> None:
-    """The patch-entropy kernel against the eager chain and torch.compile, beside the machine's roof."""
+    """The kernels of scoring and evaluation against the eager chain and torch.compile, beside the machine's roof."""
     from meal_gpu.config import Config
     from meal_gpu.machine.backend import resolve
 
@@ -225,7 +237,9 @@ def kernels(seconds: SecondsOption = 4.0,
     from .timing.measure import Effort
 
     chosen = resolve(Config.load({}, [f"device={device}", "query.strategy=entropy"])).device
-    measured(lambda: kernels.run(Effort(seconds), device=chosen), json_, compare, tolerance, out)
+    doing = _Doing()
+    measured(lambda: kernels.run(Effort(seconds), device=chosen, done=doing.done), json_, compare, tolerance, out,
+             doing)
 
 
 @app.command("compare")

@@ -190,8 +190,8 @@ def _estimates(estimates: tuple[Estimate, ...]) -> str:
                    f"<td>{row.bound}</td><td>{row.gpu_ms:.3g}</td><td>{row.host_ms:.3g}</td><td>{row.launches:,}</td>"
                    f"<td>{row.work.bytes / 1e9:.3g}</td><td>{row.work.flops / 1e9:.4g}</td>"
                    f"<td>{row.work.exps / 1e9:.3g}</td></tr>" for row in estimates)
-    headings = "".join(f"<th>{text}</th>" for text in ("stage", "ms, at least", "bound", "GPU ms", "host ms", "launches",
-                                                       "GB", "GFLOP", "10⁹ exp"))
+    headings = "".join(f"<th>{text}</th>" for text in ("stage", "ms, at least", "bound", "GPU ms", "host ms",
+                                                       "launches", "GB", "GFLOP", "10⁹ exp"))
     return (f"<p>Estimates for {escape(estimates[0].device)}: counts over the rates of its data sheet, and the host's "
             f'time for its launches. Nobody has measured them.</p><div class="scroll"><table><thead><tr>{headings}'
             f"</tr></thead><tbody>{rows}</tbody></table></div>")

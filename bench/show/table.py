@@ -54,6 +54,14 @@ def show(result: Result, console: Console) -> None:
     console.print(f"[bold]Next:[/] {escape(advice(result))}", highlight=False)
 
 
+def line(stage: Stage) -> str:
+    """A stage that has just been measured, in a line of a log."""
+    bound = f", {stage.share_of_roof:.0%} of its {stage.bound} roof" if stage.bound else ""
+    base = f", {_versus(stage)} times {stage.baselines[0].name}" if _versus(stage) != "–" else ""
+    took = milliseconds(stage.times.median_ms)
+    return f"{stage.name}: {took} ms for {stage.items:,} {stage.unit}{bound}{base}"
+
+
 def whole_text(whole: Whole) -> str:
     """A whole round beside the sum of its stages, in words."""
     took, summed = (f"{ms / 1e3:,.3g} s" for ms in (whole.times.median_ms, whole.stage_sum_ms))
