@@ -6,6 +6,7 @@ What a check would find on a GPU is injected here; on a machine that has one, th
 import contextlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 from meal_gpu import cli
 from meal_gpu.data.frames import StreamedFrames
 from meal_gpu.engine.acquire import Query
-from meal_gpu.machine import backend as backend_module
 from meal_gpu.machine.backend import Backend
 from meal_gpu.network import fold
 from meal_gpu.selfcheck import checks, checks_device, checks_network, outcome
@@ -286,7 +286,7 @@ def test_memory_that_nobody_foretold_is_found(monkeypatch, on_cpu):
 
 
 def test_without_a_compiler_inductor_is_not_available_and_not_broken(monkeypatch, on_cpu):
-    monkeypatch.setattr(backend_module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     result = one("inductor cuda")
     assert result.state == "not available here"
     assert "compiler" in result.detail
