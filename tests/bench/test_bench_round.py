@@ -18,7 +18,7 @@ from meal_gpu.bench.baselines import rivals
 from meal_gpu.bench.parts import embed, estimate, kernels, round, stages, training
 from meal_gpu.bench.result import WrongResultError
 from meal_gpu.bench.show.compare import compare
-from meal_gpu.bench.show.table import show
+from meal_gpu.bench.show.table import line, show
 from meal_gpu.bench.subjects import ground
 from meal_gpu.bench.timing.measure import Calibration, Effort
 from meal_gpu.config import Config
@@ -191,6 +191,19 @@ def test_a_part_of_the_pool_is_evenly_spaced(config):
     assert [sample.name for sample in part.train] == [whole.train[i].name for i in (0, 2, 5)]
     assert len(part.val) == 1  # of two, three eighths
     assert ground.limited(config, 99).train == whole.train
+
+
+def test_training_takes_a_part_of_the_pool_and_tells_of_each_part_when_it_is_measured(config):
+    told: list[str] = []
+    part = config.revised("query", n_query=2, n_informative=4).revised("train", batch_size=2)
+    result = training.run(part, SHORT, compile_=False, images=4, tell=told.append,
+                          done=lambda stage: told.append(line(stage)))
+    assert result.subject.startswith("demo: 4 images")
+    assert result.settings["images"] == 4
+    measuring = [text for text in told if "training" in text]
+    assert [text.partition(":")[0] for text in measuring] == [
+        "measuring training step (1 of 2)", "training step", "measuring training epoch (2 of 2)", "training epoch"]
+    assert "times research code" in measuring[1]
 
 
 def test_a_pool_without_masks_is_refused(make_folder, tmp_path):
