@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from typer.core import TyperGroup
 
 from meal_gpu.files import write_atomic
 
+from .show.doing import Doing
+
 if TYPE_CHECKING:
     from meal_gpu.config import Config
 
-    from .result import Result, Stage
+    from .result import Result
     from .show.compare import Verdict
 
 WIDTH = 100
@@ -73,7 +74,7 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
     from .show.compare import WHOLE
     from .timing.measure import Effort
 
-    names, doing = [name.strip() for name in only.split(",") if name.strip()], _Doing()
+    names, doing = [name.strip() for name in only.split(",") if name.strip()], Doing()
     with _config(config, set_, draw) as loaded:
         if estimate:
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
@@ -94,9 +95,10 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from .parts import embed
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: embed.run(loaded, Effort(seconds), doing, doing.done), json_, compare, tolerance, out, doing)
+        measured(lambda: embed.run(loaded, Effort(seconds), doing, done=doing.done), json_, compare, tolerance, out,
+                 doing)
 
 
 @app.command("train")
@@ -108,7 +110,7 @@ def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from .parts import training
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     with _config(config, set_, draw) as loaded:
         measured(lambda: training.run(loaded, Effort(seconds), images=images, tell=doing, done=doing.done), json_,
                  compare, tolerance, out, doing)
@@ -128,7 +130,7 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from .parts import scale
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     if workers:
         from .parts import workers as on_workers
 
@@ -151,23 +153,6 @@ def _numbers(text: str, least: int) -> list[int] | None:
     parts = [part.strip() for part in text.split(",")]
     return sorted({int(part) for part in parts}) if all(
         part.isdigit() and int(part) >= least for part in parts) else None
-
-
-class _Doing:
-    """Says what is being done, beside the spinner once it turns."""
-
-    status: Status | None = None
-
-    def __call__(self, text: str) -> None:
-        if self.status is not None:
-            self.status.update(text)
-
-    def done(self, stage: "Stage") -> None:
-        """A line for what has been measured: the table comes when all is, minutes later."""
-        from .show.table import line
-
-        if self.status is not None:
-            self.status.console.print(escape(line(stage)), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -197,7 +182,7 @@ def data(seconds: SecondsOption = 2.0, json_: JsonOption = None, compare: Compar
     from .parts import data
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     measured(lambda: data.run(Effort(seconds, 5, 30, 0.3), tell=doing), json_, compare, tolerance, out, doing)
 
 
@@ -218,7 +203,7 @@ def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of 
             side.isdigit() and int(side) >= 64 for side in sides):
         raise InputError(f"--images is {images!r} and --size {size!r}: give for example --images 400,2975 and --size "
                          "512x1024 (64 pixels at least).")
-    doing = _Doing()
+    doing = Doing()
     with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
         measured(lambda: stream.run(root or Path(folder), [int(n) for n in counts], (int(sides[0]), int(sides[1])),
                                     budget_gb, doing), json_, None, "10%", out, doing)
@@ -237,7 +222,7 @@ def kernels(seconds: SecondsOption = 4.0,
     from .timing.measure import Effort
 
     chosen = resolve(Config.load({}, [f"device={device}", "query.strategy=entropy"])).device
-    doing = _Doing()
+    doing = Doing()
     measured(lambda: kernels.run(Effort(seconds), device=chosen, done=doing.done), json_, compare, tolerance, out,
              doing)
 
@@ -255,7 +240,7 @@ def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
 
 
 def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | None, tolerance: str,
-             out: Path | None, doing: "_Doing | None" = None,
+             out: Path | None, doing: Doing | None = None,
              again: Callable[[list[str]], "Result"] | None = None) -> None:
     """Measure, then print, write and compare. What can be refused is refused before the measuring.
 
@@ -284,7 +269,7 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
         _judge(confirmed(old, result, allowed, repeated), allowed)
 
 
-def _watched(run: Callable[[], "Result"], text: str, doing: "_Doing | None") -> "Result":
+def _watched(run: Callable[[], "Result"], text: str, doing: Doing | None) -> "Result":
     """Measure beside a spinner. A wrong result ends the command with exit code 1."""
     from .result import WrongResultError
 

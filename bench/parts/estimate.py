@@ -22,8 +22,8 @@ def run(config: Config, device: str) -> Result:
         dataset = open_dataset(config.data)
         n, n_val, classes = len(dataset.train), len(dataset.val), len(dataset.class_names)
     sheet, each = DATA_SHEETS[device], costs(config, device, n, n_val, classes)
-    stages = {"features of the pool": each.features, "scoring the pool": each.scoring,
-              "  patch_entropy within": each.kernel,
+    stages = {"features of the pool": each.features, "scoring of the pool": each.scoring,
+              "patch_entropy of the pool": each.kernel,
               f"an epoch on {middle(config, n):,} patches": each.epoch, "an evaluation": each.evaluation}
     rows = tuple(Estimate(stage=name, device=device, work=cost.work, milliseconds=1e3 * cost.seconds,
                           bound=cost.slower, launches=cost.launches, host_ms=1e3 * cost.host, gpu_ms=1e3 * cost.gpu)
@@ -35,4 +35,5 @@ def run(config: Config, device: str) -> Result:
                       f"{device}'s data-sheet rates ({sheet.bytes / 1e12:.2f} TB/s, {sheet.flops / 1e12:.0f} TFLOP/s "
                       f"bfloat16, {sheet.exps / 1e12:.2f} T exp/s), and {1e6 * LAUNCH_S:.0f} us of host for each "
                       "launch; of the two the slower counts.",
-                      "Decoding and UMAP are not in them. They are lower bounds: real times are higher."))
+                      "Scoring contains patch_entropy; decoding and UMAP are in none. They are lower bounds: real "
+                      "times are higher."))
