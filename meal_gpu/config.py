@@ -105,6 +105,9 @@ class QueryConfig(Section):
     """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
+    min_distance: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Patches of a query are at least so far from each other and from labelled ones, by the pretrained backbone's
+    features, if there are such patches; 1 is the typical distance of two. 0.2 keeps near-duplicates out, 0 nothing."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
     """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
     scoring: Literal["local", "sharded"] = "local"

@@ -4,7 +4,7 @@ The counts were made while the store was built; only stores of before that are r
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,19 +37,20 @@ class Census:
     """Names of images whose pixels are equal."""
 
 
-def census(store: Store, n_classes: int | None = None) -> Census:
-    """Count a store. ``n_classes``: without it, as many as the highest class index that occurs."""
+def census(store: Store, n_classes: int | None = None, gone: Collection[str] = ()) -> Census:
+    """Count a store, without images that are ``gone``. ``n_classes``: by default the highest index that occurs, + 1."""
     pixels: Sequence[int] = ()
     images: Sequence[int] = ()
     if store.masks is not None:
         pixels, images = store.counts or _count(store.masks)
     n = n_classes if n_classes is not None else max((i + 1 for i in range(min(len(pixels), VOID)) if pixels[i]),
                                                     default=0)
-    known = [source for source in store.sources or () if source is not None]
+    known = [source for name, source in zip(store.names, store.sources or (), strict=False)
+             if source is not None and name not in gone]
     sizes = Counter((height, width) for height, width, _ in known)
-    return Census(len(store.names), tuple(pixels[:n]), tuple(images[:n]), pixels[VOID] if pixels else 0,
+    return Census(len(store.names) - len(gone), tuple(pixels[:n]), tuple(images[:n]), pixels[VOID] if pixels else 0,
                   images[VOID] if images else 0, dict(sizes.most_common()), sum(turn != 1 for *_, turn in known),
-                  _duplicates(store))
+                  _duplicates(store, gone))
 
 
 def check_classes(data: DataConfig, stores: Stores) -> None:
@@ -84,7 +85,7 @@ def check_classes(data: DataConfig, stores: Stores) -> None:
 def report(data: DataConfig, stores: Stores) -> list[str]:
     """About ten lines for a person: counts, sizes, what was turned, resized, left out or there twice."""
     dataset, lines = stores.dataset, list[str]()
-    pool = census(stores.train, len(dataset.class_names))
+    pool = census(stores.train, len(dataset.class_names), dataset.gone)
     val = census(stores.val, len(dataset.class_names)) if stores.val is not None else None
     lines.append(f"{pool.n_images} images in the pool, {val.n_images if val else 0} for validation.")
     for split, found in (("pool", pool), ("validation", val)):
@@ -143,10 +144,12 @@ def _count(masks: np.ndarray) -> list[list[int]]:
     return counts.as_lists()
 
 
-def _duplicates(store: Store) -> tuple[tuple[str, ...], ...]:
+def _duplicates(store: Store, gone: Collection[str]) -> tuple[tuple[str, ...], ...]:
     """Equal checksums point to them, equal pixels prove it."""
     by_sum: dict[int, list[int]] = {}
     for i, sums in enumerate(store.checksums):
+        if store.names[i] in gone:
+            continue
         by_sum.setdefault(sums[0], []).append(i)
     found = []
     for group in by_sum.values():

@@ -42,6 +42,20 @@ class Dataset:
     """What the colours of masks in colour mean; empty where masks hold ids."""
     left_out: tuple[str, ...] = ()
     """What stands beside the files and is none of them, in words."""
+    first: int | None = None
+    """With how many images of ``train`` a run began; None for all of them."""
+    order: str | None = None
+    """Of a pool that has changed since: what its order is known by. See `order.arrange`."""
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Names of images of ``train`` whose files are no more."""
+        return frozenset(sample.name for sample in self.train if sample.gone)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pool's images have masks."""
+        return any(sample.mask is not None for sample in self.train)
 
     def rules(self, data: DataConfig) -> Rules:
         """How its files are read."""

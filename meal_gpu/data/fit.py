@@ -19,13 +19,18 @@ def inner_size(source: Size, size: Size) -> Size:
     return (min(size[0], max(1, round(source[0] * scale))), min(size[1], max(1, round(source[1] * scale))))
 
 
+def empty(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """An image uint8 ``[*size, 3]`` of nothing, and its mask, all void."""
+    return np.tile(_FILL, (*size, 1)), np.full(size, VOID, np.uint8)
+
+
 def fitted(pixels: np.ndarray, size: Size) -> np.ndarray:
     """Resize uint8 ``[h, w, 3]`` as decoders do (bilinear, antialiased) into the upper left of ``[*size, 3]``."""
     from torchvision.transforms.v2.functional import resize
 
     height, width = inner_size((pixels.shape[0], pixels.shape[1]), size)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
-    found = np.tile(_FILL, (*size, 1))
+    found, _ = empty(size)
     found[:height, :width] = resize(image, [height, width], antialias=True).permute(1, 2, 0).numpy()
     return found
 
@@ -35,7 +40,7 @@ def fitted_mask(classes: np.ndarray, size: Size) -> np.ndarray:
     from .maskfile import nearest
 
     height, width = inner_size((classes.shape[0], classes.shape[1]), size)
-    found = np.full(size, VOID, np.uint8)
+    _, found = empty(size)
     found[:height, :width] = nearest(classes, (height, width))
     return found
 

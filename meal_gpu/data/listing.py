@@ -19,6 +19,8 @@ class Sample:
     name: str
     image: Path
     mask: Path | None
+    gone: bool = False
+    """The file was there when a run began, and is no more; see `order`."""
 
 
 def names_in(directory: Path, key: str, directories: bool = False) -> list[str]:

@@ -11,7 +11,8 @@ from PIL import Image
 from ..config import Config
 from ..data.census import census, check_classes, report, share
 from ..data.classes import VOID
-from ..data.ingest import Stores, ingest
+from ..data.datasets import open_dataset
+from ..data.ingest import Stores, changed, ingest
 from ..data.store import Store
 from ..errors import InputError
 from ..files import write_atomic
@@ -29,13 +30,15 @@ def check(config: Config, out: Path, progress: Progress = no_progress) -> tuple[
 
     Returns about ten lines, and what would stop a run, if anything would: the page shows that too.
     """
-    stores = ingest(config.data, progress)
+    dataset = open_dataset(config.data)
+    news = changed(dataset, config.data)
+    stores = ingest(config.data, progress, dataset)
     problem = None
     try:
         check_classes(config.data, stores)
     except InputError as error:
         problem = error
-    lines = report(config.data, stores)
+    lines = [*report(config.data, stores), *news]
     try:
         write_atomic(out, _page(config, stores, lines, problem).encode())
     except OSError as error:

@@ -69,16 +69,23 @@ class Experiment:
         train = self.config.train
         return train.final_epochs if k == self.config.query.rounds else train.epochs
 
+    @property
+    def first(self) -> int:
+        """With how many images the run began."""
+        return self.stores.dataset.first or len(self.train.names)
+
     def new_pool(self) -> Pool:
         """The pool with nothing labelled."""
         return Pool(self.train.frames, self.train.names, self.blank)
 
     @cached_property
     def blank(self) -> Tensor | None:
-        """bool ``[images, cells]``: patches that no image fills, where images keep their aspect ratio; else None."""
-        if self.config.data.resize == "stretch" or self.stores.train.sources is None:
-            return None
-        blank = torch.from_numpy(blank_patches(self.stores.train.sources, self.grid))
+        """bool ``[images, cells]``: patches that nobody is asked for: those that no image fills, where images keep
+        their aspect ratio, and those of images whose files are gone; None where there are none."""
+        blank, gone = torch.zeros(len(self.train.names), self.grid.cells, dtype=torch.bool), self.stores.dataset.gone
+        if self.config.data.resize == "fit" and self.stores.train.sources is not None:
+            blank = torch.from_numpy(blank_patches(self.stores.train.sources, self.grid))
+        blank |= torch.tensor([name in gone for name in self.train.names])[:, None]
         return blank if bool(blank.any()) else None
 
     def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:

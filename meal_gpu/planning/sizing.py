@@ -142,7 +142,7 @@ class Extent:
         dataset = open_dataset(data)
         with Image.open(dataset.train[0].image) as file:  # reads the header
             pixels = file.width * file.height
-        return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None,
+        return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.labelled,
                    pixels)
 
 
