@@ -34,6 +34,9 @@ class DataConfig(Section):
     resize: Literal["stretch", "fit"] = "stretch"
     """``fit`` keeps an image's aspect ratio: it lies in the upper left, what it does not fill is void, and patches that
     are mostly void so are never asked for."""
+    tile: tuple[Positive, Positive] | None = None
+    """(height, width) in pixels of a file: cuts each file into images of that size, from the upper left, which are then
+    resized to ``image_size``. What lies beyond a file's edge is void, and patches that mostly do are not asked for."""
     grid: tuple[Positive, Positive] = (4, 4)
     """(rows, cols) of patches per image."""
     context: Literal["patch", "image"] = "image"
@@ -106,6 +109,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         self.tiling()
+        if self.tile is not None and self.resize == "fit":
+            raise ValueError("data.resize is 'fit' and data.tile is given: tiles are all of one size. Leave out "
+                             "data.resize, and give data.tile the aspect ratio of data.image_size.")
         if self.bands is not None and len(self.bands) == 2:
             raise ValueError(f"data.bands is {list(self.bands)}. Give three numbers (red, green, blue), or one (grey).")
         if self.dataset != "demo" and self.root is None:

@@ -226,7 +226,7 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
         rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, store.names, experiment.grid, rules)
+        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 

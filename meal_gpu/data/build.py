@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, all_of
 from ..files import sync_directory
 from ..grid import Size
 from ..timing import Progress
@@ -122,7 +122,7 @@ def build(plan: Plan, progress: Progress) -> None:
                 told = now
                 progress(f"ingest {plan.split}", len(rows), total)
         if problems:
-            raise _all_of(problems, total)
+            raise all_of(problems, len({sample.image for sample in plan.samples}), "images")
         for file in files:
             os.fsync(file.fileno())
     manifest = {"format": FORMAT, "settings": plan.settings, "image_size": plan.size, "names": plan.names,
@@ -156,15 +156,6 @@ def _opened(plan: Plan, partial: Path) -> Iterator[tuple[list[BinaryIO], BinaryI
     finally:
         for stream in opened:
             stream.close()
-
-
-def _all_of(problems: list[InputError], total: int) -> InputError:
-    """One error for all bad files of a build, so that they can be repaired in one go."""
-    if len(problems) == 1:
-        return problems[0]
-    listed = [f"  {problem}" for problem in problems[:10]]
-    more = [f"  and {len(problems) - 10} more."] if len(problems) > 10 else []
-    return InputError("\n".join([f"{len(problems)} of {total} images cannot be used:", *listed, *more]))
 
 
 def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Counts) -> dict[int, Row]:

@@ -111,7 +111,7 @@ def share(count: int, total: int) -> str:
 
 def _of_files(data: DataConfig, split: str, found: Census, stores: Stores) -> list[str]:
     lines = []
-    if found.sizes:
+    if found.sizes and data.tile is None:
         listed = ", ".join(f"{width} x {height} ({n})" for (height, width), n in list(found.sizes.items())[:3])
         more = f" and {len(found.sizes) - 3} other sizes" if len(found.sizes) > 3 else ""
         height, width = data.image_size

@@ -7,14 +7,14 @@ import colorsys
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DataConfig
 from ..errors import InputError
-from . import scenes
+from . import scenes, tiles
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
@@ -65,9 +65,16 @@ class Dataset:
 def open_dataset(data: DataConfig) -> Dataset:
     """List the files of the configured data set and check that images and masks pair up; decode nothing.
 
+    With ``data.tile`` the files are cut into tiles, for which their headers are read.
+
     Raises `InputError` for a missing or empty directory, an image without mask, a mask without image.
     """
-    return DATASETS[data.dataset](data)
+    dataset = DATASETS[data.dataset](data)
+    if data.tile is None:
+        return dataset
+    reading = dataset.rules(data).reading
+    train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
+    return replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
 
 
 def cache_dir(data: DataConfig) -> Path:

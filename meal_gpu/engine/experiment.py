@@ -5,13 +5,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
-from ..data.fit import blank_patches
+from ..data.fit import blank_patches, extents
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
@@ -79,12 +80,18 @@ class Experiment:
         return Pool(self.train.frames, self.train.names, self.blank)
 
     @cached_property
+    def extents(self) -> np.ndarray | None:
+        """int64 ``[images, 2]``: what each fills of its frame; None where all do."""
+        sources = self.stores.train.sources
+        return None if sources is None else extents(sources, self.config.data)
+
+    @cached_property
     def blank(self) -> Tensor | None:
         """bool ``[images, cells]``: patches that nobody is asked for: those that no image fills, where images keep
-        their aspect ratio, and those of images whose files are gone; None where there are none."""
+        their aspect ratio or are tiles, and those of images whose files are gone; None where there are none."""
         blank, gone = torch.zeros(len(self.train.names), self.grid.cells, dtype=torch.bool), self.stores.dataset.gone
-        if self.config.data.resize == "fit" and self.stores.train.sources is not None:
-            blank = torch.from_numpy(blank_patches(self.stores.train.sources, self.grid))
+        if self.extents is not None:
+            blank = torch.from_numpy(blank_patches(self.extents, self.grid))
         blank |= torch.tensor([name in gone for name in self.train.names])[:, None]
         return blank if bool(blank.any()) else None
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from ..data.census import share
 from ..data.classes import VOID
 from ..data.frames import as_tensor
+from ..data.listing import Sample
 from ..data.maskfile import read_classes
 from ..data.rules import Rules
 from ..errors import InputError, LabelsMissingError
 from ..files import write_atomic
 from ..grid import Grid
+from .outputs import find
 
 _log = logging.getLogger("meal_gpu")
 
@@ -59,13 +61,14 @@ class PeopleOracle:
     ways, and ids that are shifted by one are ids all the same.
     """
 
-    def __init__(self, directory: Path, images: np.ndarray, names: Sequence[str], grid: Grid, rules: Rules) -> None:
-        self.directory, self.images, self.names, self.grid, self.rules = directory, images, names, grid, rules
+    def __init__(self, directory: Path, images: np.ndarray, samples: Sequence[Sample], grid: Grid,
+                 rules: Rules) -> None:
+        self.directory, self.images, self.samples, self.grid, self.rules = directory, images, samples, grid, rules
         self._counts = np.zeros(256, np.int64)  # of all labels so far
 
     def label(self, round_: int, ids: Tensor) -> Tensor:
         folder = self.directory / "to-label" / f"round-{round_:02d}"
-        patches = [self.grid.describe(patch, self.names) for patch in ids.tolist()]
+        patches = [find(patch, self.grid, self.samples) for patch in ids.tolist()]
         files = _file_names(patches)
         query = [{"id": patch, **where, "file": file}
                  for patch, where, file in zip(ids.tolist(), patches, files, strict=True)]

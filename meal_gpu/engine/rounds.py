@@ -41,9 +41,10 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         Training diverged, or the network's output is not finite.
     """
     rounds, pool = experiment.config.query.rounds, experiment.new_pool()
+    samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
-    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, pool.names)
+    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names)
         for what in ("queried", "next_query"):
@@ -62,7 +63,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         next_query: list[Record] = []
         if k < rounds:
             chosen = acquire(experiment, pool, model, seed, k, clock)
-            next_query = outputs.describe(chosen, pool.grid, pool.names)
+            next_query = outputs.describe(chosen, pool.grid, samples)
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)

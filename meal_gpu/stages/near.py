@@ -1,8 +1,8 @@
 """Patches that look nearly alike, by the distance of their feature vectors.
 
 Distances are told in units of the pool's own: 1 is the typical one, the root mean square over all pairs of patches. A
-near-duplicate is a patch of which another one lies within `NEAR`. On CamVid's frames that is a shift by two pixels (0.15)
-or a tenth less light (0.06), in the median; a frame and the one a second later are 0.47 apart.
+near-duplicate has another patch within `NEAR`. On CamVid's frames that is a shift by two pixels (0.15
+in the median) or a tenth less light (0.06); a frame and the one a second later are 0.47 apart.
 """
 
 from collections.abc import Iterator
