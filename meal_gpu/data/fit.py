@@ -70,6 +70,14 @@ def filled(extents: np.ndarray, grid: Grid) -> np.ndarray:
     return (extents[:, None] - boxes[None, :, :2]).clip(0, patch)
 
 
+def partly_filled(extents: np.ndarray | None, grid: Grid) -> np.ndarray | None:
+    """int64 ``[N * cells, 2]``: `filled`, per patch of the pool; None where every image fills all of its patches."""
+    if extents is None:
+        return None
+    found = filled(extents, grid).reshape(-1, 2)
+    return found if (found != [grid.patch_height, grid.patch_width]).any() else None
+
+
 def blank_patches(extents: np.ndarray, grid: Grid) -> np.ndarray:
     """bool ``[N, cells]``: patches of which more than half lies beside the image: nobody is asked for them."""
     pixels = filled(extents, grid).prod(2)

@@ -5,13 +5,11 @@ with its line in ``rounds.jsonl``. That line holds the next query, so that going
 labelled, is reading the lines and revealing what they say.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..network.model import DeepLabV3Plus
 from ..randomness import generator
 from ..records import Record, append_round, drop_unfinished_line, read_rounds
@@ -48,8 +46,9 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names)
         for what in ("queried", "next_query"):
-            _check_there(experiment, [patch["image"] for patch in record[what]],
-                         f"round {record['round'] + (what != 'queried')} of seed {seed} asks for a patch of it")
+            experiment.askable.check_there(
+                [patch["image"] for patch in record[what]],
+                f"round {record['round'] + (what != 'queried')} of seed {seed} asks for a patch of it")
         pool.reveal(ids_of(record["queried"]), oracle.label(record["round"], ids_of(record["queried"])))
         asked = record["next_query"]
         observe(record)
@@ -76,21 +75,8 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
 
 
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
-    """D_L at the start: all patches of a few random images (0: of all images), int64; of those it began with."""
-    n_images, cells = experiment.first, experiment.grid.cells
-    images = torch.randperm(n_images, generator=generator(seed, 0, "initial"))
-    images = images[: experiment.config.query.n_initial_images or n_images]
-    _check_there(experiment, [experiment.train.names[i] for i in images.tolist()], f"seed {seed} begins with it")
-    ids = (images[:, None] * cells + torch.arange(cells)).flatten()
-    return ids if experiment.blank is None else ids[~experiment.blank.view(-1)[ids]]
-
-
-def _check_there(experiment: Experiment, names: Sequence[str], why: str) -> None:
-    """Files that nobody asked for may go; the others are what the run rests on."""
-    gone = [name for name in names if name in experiment.stores.dataset.gone]
-    if gone:
-        raise InputError(f"The image {gone[0]} is gone, and {why}. Restore its file, and its mask's, to go on, or "
-                         "start a new run.")
+    """D_L at the start: all patches of a few random images (0: of all images), int64."""
+    return experiment.askable.initial(seed)
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
