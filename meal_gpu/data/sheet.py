@@ -52,6 +52,8 @@ class _Parts:
         self.size = (int(page.imagelength), int(page.imagewidth))
         self._high = int(page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength))
         self._wide = int(page.tilewidth if page.is_tiled else page.imagewidth)
+        if self._high < 1 or self._wide < 1:
+            raise ValueError("its parts have no pixels")
 
     def cut(self, box: Box) -> np.ndarray:
         y0, x0, y1, x1 = box
