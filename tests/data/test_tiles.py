@@ -62,6 +62,17 @@ def test_patches_beyond_the_edge_are_not_asked_for(folder: Folder) -> None:
     assert scaled[8].tolist() == [16, 20]
 
 
+def test_files_that_lose_most_of_their_pixels_are_told_of(folder: Folder) -> None:
+    from meal_gpu.data.census import report
+
+    folder.add("map", LARGE, IDS).add("small")
+    data = folder.data(image_size=(10, 12))
+    assert any("1 of 2 images of the pool are reduced to a quarter of their sides or less; data.tile: [10, 12]" in line
+               for line in report(data, folder.ingest(image_size=(10, 12))))
+    data = folder.data(**KEYS)
+    assert not any("quarter" in line for line in report(data, folder.ingest(**KEYS)))
+
+
 def test_validation_is_cut_file_by_file(folder: Folder) -> None:
     folder.add("map", LARGE, IDS)
     for name in ("val_images", "val_masks"):
