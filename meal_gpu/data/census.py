@@ -120,8 +120,8 @@ def _of_files(data: DataConfig, split: str, found: Census, stores: Stores) -> li
                      f"are resized to {width} x {height}.")
         large = sum(n for (h, w), n in found.sizes.items() if h >= 4 * height and w >= 4 * width)
         if large:
-            lines.append(f"{large} of {found.n_images} images of the {split} are reduced to a quarter of their sides or "
-                         f"less; data.tile: [{height}, {width}] cuts files into images instead.")
+            lines.append(f"{large} of {found.n_images} images of the {split} are reduced to a quarter of their sides "
+                         f"or less; data.tile: [{height}, {width}] cuts files into images instead.")
         squashed = sum(n for (h, w), n in found.sizes.items() if not 1 / 1.1 <= h * width / (w * height) <= 1.1)
         if squashed and data.resize == "stretch":
             lines.append(f"{squashed} of {found.n_images} images of the {split} change their aspect ratio by more than "
