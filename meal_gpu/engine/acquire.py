@@ -1,24 +1,48 @@
 """The query procedure of Algorithm 1: score the unlabelled pool, embed, and select what to ask for."""
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..config import QueryConfig
+from ..config import Config, QueryConfig
 from ..errors import InputError
-from ..network.model import DeepLabV3Plus
+from ..machine.backend import Backend
 from ..randomness import derive, generator
 from ..sharding.shards import Sharded
-from ..stages.embed import fit
+from ..stages.embed import Embedding, fit
 from ..stages.pool import Pool
 from ..stages.predict import Predictions
 from ..stages.select import PoolView, Strategy
 from ..timing import StageClock
-from .experiment import Experiment
 
 Seen = Predictions | Sharded
 """What a pass over the pool found, in this process or on the workers."""
+
+
+class Planes(Protocol):
+    """Φ per seed, such as `meal_gpu.engine.embeddings.Embeddings`."""
+
+    def of(self, seed: int) -> Embedding: ...
+
+
+class Asking(Protocol):
+    """Who asks: an `Experiment`, or whoever looks at a pool with a network of their own."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def strategy(self) -> Strategy: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def embeddings(self) -> Planes: ...
+
+    def look(self, model: Any, needs: set[str], free: Tensor) -> Seen: ...
 
 
 @dataclass
@@ -33,7 +57,7 @@ class Query:
     """For ``embedding.npz``: the pool's points, and the candidates' ids and points of this round; on the device."""
 
 
-def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int, k: int, clock: StageClock) -> Query:
+def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock: StageClock) -> Query:
     """Choose ``query.n_query`` free patches with the network of round k.
 
     Raises `InputError` where the network's output is not finite, naming the round and the image.
@@ -53,7 +77,7 @@ def _needs(strategy: Strategy) -> set[str]:
     return {*strategy.needs, "features"} if "embedding" in strategy.needs else set(strategy.needs)
 
 
-def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
+def _view(experiment: Asking, pool: Pool, seen: Seen, seed: int, k: int,
           clock: StageClock) -> tuple[PoolView, dict[str, Tensor]]:
     """What the strategy may look at, and a place where its embeddings are remembered."""
     config, needs = experiment.config, experiment.strategy.needs
