@@ -132,37 +132,12 @@ class Observed:
         if logits is None:
             raise InputError(f"The network gives {_said(made)}: give logits [B, classes, h, w], a dict with 'out' or "
                              "'logits', or wrap it in a function that picks them.")
-        if logits.ndim != 4 or len(logits) != n or not logits.is_floating_point() or 0 in logits.shape:
-            raise InputError(f"The network gives {_said(logits)} for {n} images: logits are floating-point numbers "
-                             f"[{n}, classes, h, w].")
-        classes = logits.shape[1]
-        if classes == 1:
-            raise InputError("The network gives 1 channel, as for a sigmoid: wrap it so that it gives two, for example "
-                             "lambda x: torch.cat([torch.zeros_like(y := network(x)), y], 1).")
-        if classes > MAX_CLASSES:
-            raise InputError(f"The network gives {classes} channels: 2 to {MAX_CLASSES} classes are supported.")
-        if self.classes not in (None, classes):
-            raise InputError(f"The network gave {self.classes} channels, and now {classes}: every batch needs the same "
-                             "classes.")
-        if logits.device.type != self.device.type:
+        checked = checked_outputs(logits, n, self.outputs, self.classes, "The network")
+        if checked.device.type != self.device.type:
             raise InputError(f"The network's inputs are on {self.device} and its outputs on {logits.device}: give "
                              f"device='{logits.device}' or let it answer where it is asked.")
-        if self.classes is None:  # of the first batch alone: it waits for the device
-            self._check_kind(logits)
-            self.classes = classes
-        return logits if logits.dtype != torch.float64 else logits.float()
-
-    def _check_kind(self, logits: Tensor) -> None:
-        first = logits[:1].float()
-        sums = first.sum(1)
-        are = bool(((first >= 0).all() & ((sums - 1).abs() < 1e-2).all()).item())
-        if self.outputs == "logits" and are:
-            raise InputError("The network's outputs are not negative and add up to 1 over the classes: these are "
-                             "probabilities. Give outputs='probabilities', or leave out the softmax.")
-        if self.outputs == "probabilities" and not are and bool(first.isfinite().all().item()):
-            raise InputError(f"outputs is 'probabilities', and the network's add up to {float(sums.min()):.3g} … "
-                             f"{float(sums.max()):.3g} over the classes, the least being {float(first.min()):.3g}: "
-                             "give outputs='logits', or let it end in a softmax.")
+        self.classes = checked.shape[1]
+        return checked
 
     def _maps(self, made: Any, own: Any, n: int) -> Tensor | None:
         if self.features is None:
@@ -185,6 +160,37 @@ class Observed:
         if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != n or 0 in maps.shape:
             raise InputError(f"{what} gives {_said(maps)}: features are maps [{n}, channels, h, w] for {n} images.")
         return maps
+
+
+def checked_outputs(made: Tensor, n: int, outputs: Outputs, classes: int | None, who: str) -> Tensor:
+    """Outputs of n images, float ``[n, C, h, w]``; raises `InputError` for what is none.
+
+    ``classes`` are those of the outputs before, None for the first: whether these are logits or probabilities is looked
+    at there alone, since it waits for the device.
+    """
+    if made.ndim != 4 or len(made) != n or not made.is_floating_point() or 0 in made.shape:
+        raise InputError(f"{who} gives {_said(made)} for {n} {'image' if n == 1 else 'images'}: {outputs} are "
+                         f"floating-point numbers [{n}, classes, h, w].")
+    found = made.shape[1]
+    if found == 1:
+        raise InputError(f"{who} gives 1 channel, as for a sigmoid: give two, for example by lambda x: "
+                         "torch.cat([torch.zeros_like(y := network(x)), y], 1) around a network that gives logits.")
+    if found > MAX_CLASSES:
+        raise InputError(f"{who} gives {found} channels: 2 to {MAX_CLASSES} classes are supported.")
+    if classes not in (None, found):
+        raise InputError(f"{who} gives {found} channels, and {classes} before: every image needs the same classes.")
+    if classes is None and made.device.type != "meta":
+        first = made[:1].float()
+        sums = first.sum(1)
+        are = bool(((first >= 0).all() & ((sums - 1).abs() < 1e-2).all()).item())
+        if outputs == "logits" and are:
+            raise InputError(f"{who} gives numbers that are not negative and add up to 1 over the classes: these are "
+                             "probabilities. Give outputs='probabilities', or leave out the softmax.")
+        if outputs == "probabilities" and not are and bool(first.isfinite().all().item()):
+            raise InputError(f"outputs is 'probabilities', and those of {who[0].lower()}{who[1:]} add up to "
+                             f"{float(sums.min()):.3g} … {float(sums.max()):.3g} over the classes, the least being "
+                             f"{float(first.min()):.3g}: give outputs='logits', or end in a softmax.")
+    return made if made.dtype != torch.float64 else made.float()
 
 
 def logits_in(made: Any) -> Tensor | None:

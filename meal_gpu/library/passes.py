@@ -1,6 +1,7 @@
 """One look at a pool by a network of somebody's: scores, features and mean probabilities per patch."""
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,24 +91,27 @@ def gather(batches: Iterable[Seen], reading: Reading, wanted: Collection[str], n
     return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
 
 
-class Foreign:
-    """A pass by a network that is somebody else's."""
+class Read:
+    """A pass that reads outputs by `Reading`: of a `Foreign` network, or of saved predictions."""
 
-    def __init__(self, network: Observed, images: Images, reading: Reading, batch: int) -> None:
-        self.network, self.images, self.reading, self.batch = network, images, reading, batch
-        self.device = network.device
+    def __init__(self, reading: Reading, n_images: int, batch: int, device: torch.device) -> None:
+        self.reading, self.n_images, self.batch, self.device = reading, n_images, batch, device
+
+    def in_use(self) -> AbstractContextManager[object]:
+        """Around whatever reads."""
+        return nullcontext()
+
+    def scan(self) -> Iterator[Seen]:
+        """Of all images in their order, batch by batch."""
+        raise NotImplementedError
+
+    def read(self, index: list[int]) -> Seen:
+        """Of some images."""
+        raise NotImplementedError
 
     def look(self, wanted: Collection[str], progress: Progress) -> Predictions:
-        with self.network.in_use():
-            return gather(self._seen(), self.reading, wanted, len(self.images), progress)
-
-    def _seen(self) -> Iterator[Seen]:
-        first = True
-        for part in self.images.scan(self.batch, self.device):
-            given = self.network.given(part)
-            # Of the first a copy: should the network write into it, the images are as they were.
-            yield self.network(given.clone() if first else given)
-            first = False
+        with self.in_use():
+            return gather(self.scan(), self.reading, wanted, self.n_images, progress)
 
     def maps(self, ids: Tensor) -> PatchMaps:
         """Entropy and prediction of patches, by a second pass over their images alone."""
@@ -118,20 +122,41 @@ class Foreign:
         entropy = torch.empty(len(ids), grid.patch_height, grid.patch_width, device=self.device)
         prediction = torch.empty(len(ids), grid.patch_height, grid.patch_width, dtype=torch.uint8, device=self.device)
         index = sorted(by_image)
-        with self.network.in_use():
+        with self.in_use():
             for start in range(0, len(index), self.batch):
                 part = index[start : start + self.batch]
-                given = self.network.given(self.images.read(part, self.device))
-                logits = self.reading.logits(self.network(given))
+                logits = self.reading.logits(self.read(part)).float()
                 for row, image in enumerate(part):
+                    full = F.interpolate(logits[row : row + 1], (grid.height, grid.width), mode="bilinear",
+                                         align_corners=self.reading.align_corners)[0]
                     for place in by_image[image]:
                         y0, x0, y1, x1 = grid.box(int(ids[place]) % grid.cells)
-                        one = F.interpolate(logits[row : row + 1].float(), (grid.height, grid.width), mode="bilinear",
-                                            align_corners=self.reading.align_corners)[0, :, y0:y1, x0:x1]
-                        log_p = one.log_softmax(0)
+                        log_p = full[:, y0:y1, x0:x1].log_softmax(0)
                         entropy[place] = -(log_p.exp() * log_p).sum(0)
-                        prediction[place] = one.argmax(0).to(torch.uint8)
+                        prediction[place] = log_p.argmax(0).to(torch.uint8)
         return PatchMaps(entropy, prediction)
+
+
+class Foreign(Read):
+    """A pass by a network that is somebody else's."""
+
+    def __init__(self, network: Observed, images: Images, reading: Reading, batch: int) -> None:
+        super().__init__(reading, len(images), batch, network.device)
+        self.network, self.images = network, images
+
+    def in_use(self) -> AbstractContextManager[object]:
+        return self.network.in_use()
+
+    def scan(self) -> Iterator[Seen]:
+        first = True
+        for part in self.images.scan(self.batch, self.device):
+            given = self.network.given(part)
+            # Of the first a copy: should the network write into it, the images are as they were.
+            yield self.network(given.clone() if first else given)
+            first = False
+
+    def read(self, index: list[int]) -> Seen:
+        return self.network(self.network.given(self.images.read(index, self.device)))
 
 
 class Ours:

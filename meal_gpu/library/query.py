@@ -21,17 +21,18 @@ from ..machine.backend import Backend, resolve
 from ..network.features import Features
 from ..network.model import DeepLabV3Plus
 from ..records import Record
-from ..stages.embed import Embedding
 from ..stages.pool import Pool
-from ..stages.predict import PatchMaps, Predictions
+from ..stages.predict import PatchMaps
 from ..stages.select import Strategy, find_strategy
 from ..timing import Progress, StageClock
+from .asking import Asking, Looking, pool_of
 from .bar import shown
 from .images import Images, Pixels, Prepare, open_images
-from .labelled import Labelled, labelled_ids
+from .labelled import Labelled
 from .manifold import Manifold
 from .network import Layer, Observed, Outputs, layers_with_maps
 from .passes import Foreign, Ours, Reading
+from .saved import Replayed, Saved
 
 
 @dataclass
@@ -95,12 +96,14 @@ def query(
         2 to 256 classes: alone, under ``out`` or ``logits``, or first in a tuple. It is used where it is, in its dtype
         and memory format, in eval mode, without gradients, and left in the mode that it was in. A
         `meal_gpu.DeepLabV3Plus` is looked at as a run looks at it: then ``features``, ``align_corners``, ``prepare``
-        and ``batch_size`` are its own.
+        and ``batch_size`` are its own. Or a directory of saved predictions, a file per image: ``NAME.npy``,
+        ``NAME.npz`` or ``NAME.pt``, each ``[classes, h, w]`` (see `meal_gpu.library.saved.Saved`).
     images
         The pool, images of one size: a directory of image files (decoded anew in every call, resized to ``size``), the
         directory of a store, uint8 RGB ``[N, H, W, 3]`` (tensor or array), the network's input itself, floating-point
         ``[N, 3, H, W]``, or a data set with ``len()`` and items by number, each such an input ``[3, H, W]``, alone,
-        first in a tuple, or in a dict as ``image`` or ``pixel_values``.
+        first in a tuple, or in a dict as ``image`` or ``pixel_values``. With saved predictions images give the names
+        alone, and may be None: then the files say which there are.
     grid : (rows, cols)
         Patches of an image; each has ``H // rows × W // cols`` pixels.
     n
@@ -134,7 +137,8 @@ def query(
     names
         One per image; numbers by default, files' names for files.
     size : (H, W), pixels
-        Of a directory of files; by default the first one's.
+        Of a directory of files; by default the first one's. With saved predictions: what they are interpolated to, by
+        default the size of the first.
     batch_size
         Images at a time. Memory does not grow with the pool, but for some numbers per patch.
     device
@@ -152,14 +156,18 @@ def query(
         For what cannot be used, in one sentence: what was given, what is allowed, what to do.
     """
     found = strategy if isinstance(strategy, Strategy) else find_strategy(strategy)
-    pool_images = open_images(images, names, size, prepare)
-    tiling = Grid(*_pair(grid), *pool_images.size)
+    pool_images = _pool_images(network, images, names, size, prepare, outputs)
+    tiling = Grid(*_pair(grid), *(size or pool_images.size() if isinstance(pool_images, Saved) else pool_images.size))
     config = _config(found, strategy, n, n_informative, score, selector, umap, seed)
     manifold = manifold or Manifold()
     needs_maps = bool(found.needs & {"features", "embedding"})
-    looking: Foreign | Ours
+    looking: Looking
     with shown(progress) as report:
-        if isinstance(network, DeepLabV3Plus):
+        reading = Reading(tiling, score, align_corners, outputs == "probabilities")
+        if isinstance(pool_images, Saved):
+            backend = resolve(config.model_copy(update={"device": "cpu"}), found.embeds)
+            looking = Replayed(pool_images, reading, needs_maps)
+        elif isinstance(network, DeepLabV3Plus):
             looking, backend = _ours(network, pool_images, tiling, config, found, score)
         else:
             observed = Observed(network, features, outputs, device)
@@ -169,10 +177,9 @@ def query(
                 observed.features, observed.layer = None, None
             config = config.model_copy(update={"device": observed.device.type})
             backend = resolve(config, found.embeds)
-            looking = Foreign(observed, pool_images, Reading(tiling, score, align_corners, outputs == "probabilities"),
-                              batch_size)
-        asking = _Asking(config, found, backend, looking, manifold, pool_images.names, report)
-        pool = _pool(tiling, looking.device, pool_images.names, labelled)
+            looking = Foreign(observed, pool_images, reading, batch_size)
+        asking = Asking(config, found, backend, looking, manifold, pool_images.names, report)
+        pool = pool_of(tiling, looking.device, pool_images.names, labelled)
         n_free = pool.n_patches - len(pool.labelled_ids)
         if n_free < n:
             raise InputError(f"n is {n}, and {n_free} of the {pool.n_patches} patches are not labelled yet. Ask for "
@@ -189,42 +196,17 @@ def query(
     return answer
 
 
-@dataclass
-class _Asking:
-    """What `acquire` needs: here of a network that nobody trained for it."""
-
-    config: Config
-    strategy: Strategy
-    backend: Backend
-    looking: Foreign | Ours
-    manifold: Manifold
-    names: Sequence[str]
-    report: Progress
-    seen: Predictions = field(default_factory=Predictions)
-
-    @property
-    def embeddings(self) -> "_Asking":
-        return self
-
-    def look(self, model: Any, needs: set[str], free: Tensor) -> Predictions:
-        self.seen = self.looking.look(needs, self.report)
-        bad = int(self.seen.bad(self.looking.device))
-        if bad >= 0:
-            image = bad // (len(free) // len(self.names))
-            raise InputError(f"The network's output for image {self.names[image]} (number {image}) is not finite: NaN "
-                             "or infinite. Look at its weights, its input, or its precision.")
-        if "embedding" in self.strategy.needs and self.seen.features is not None:
-            # Points are looked up where vectors are those of the fit, as a frozen backbone's are.
-            self.config = self.config.revised("model", freeze_backbone=self.manifold.knows(self.seen.features))
-        return self.seen
-
-    def of(self, seed: int) -> Embedding:
-        """Φ."""
-        assert self.seen.features is not None
-        self.report("embed", 0, 1)
-        phi = self.manifold.fitted(self.seen.features, self.config.umap, seed, self.backend.umap)
-        self.report("embed", 1, 1)
-        return phi
+def _pool_images(network: Any, images: Any, names: Sequence[str] | None, size: Size | None, prepare: Prepare | None,
+                 outputs: Outputs) -> Images | Saved:
+    if not isinstance(network, (str, Path)):
+        return open_images(images, names, size, prepare)
+    directory = Path(network).expanduser()
+    if not directory.is_dir():
+        raise InputError(f"network is '{network}', which is no directory of saved predictions: give a torch.nn.Module, "
+                         "a function, or a directory of one .npy, .npz or .pt file per image.")
+    if images is not None:
+        names = names or open_images(images, None, size, prepare).names
+    return Saved(directory, names, outputs)
 
 
 def _ours(network: DeepLabV3Plus, images: Images, grid: Grid, config: Config, strategy: Strategy,
@@ -263,20 +245,6 @@ def _which_layer(observed: Observed, images: Images, strategy: str) -> str:
         first = observed.given(images.read([0], observed.device)).clone()
         layers = layers_with_maps(observed.module, first)
     return f"{message} Layers of this network with maps: {', '.join(layers[:24])}." if layers else message
-
-
-def _pool(grid: Grid, device: torch.device, names: Sequence[str], labelled: Labelled) -> Pool:
-    pool = Pool(_Tiled(grid, device), names)
-    ids = labelled_ids(labelled, grid, names).to(device)
-    pool.labelled.view(-1)[ids] = True
-    pool.labelled_ids = ids
-    return pool
-
-
-@dataclass
-class _Tiled:
-    images_grid: Grid
-    device: torch.device
 
 
 def _write(directory: Path, answer: Answer, grid: Grid, pool: Pool, config: Config, seed: int, round_: int) -> None:

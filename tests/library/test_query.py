@@ -253,9 +253,9 @@ def test_probabilities_are_taken_by_name_only():
         return network(x).softmax(1)
 
     network.eval()
-    with pytest.raises(InputError, match=r"add up to 1 over the classes: these are probabilities\. Give outputs="):
+    with pytest.raises(InputError, match=r"The network gives numbers .* add up to 1 .* these are probabilities\. Give"):
         query(soft, inputs(), GRID, 3, strategy="entropy", progress=False)
-    with pytest.raises(InputError, match="outputs is 'probabilities', and the network's add up to"):
+    with pytest.raises(InputError, match="outputs is 'probabilities', and those of the network add up to"):
         query(network, inputs(), GRID, 3, strategy="entropy", outputs="probabilities", progress=False)
     answer = query(soft, inputs(), GRID, 3, strategy="entropy", outputs="probabilities", progress=False)
     images, expected = inputs(), []
@@ -382,15 +382,15 @@ def with_nan(x):
 
 
 @pytest.mark.parametrize(("network", "said"), [
-    ("a string", r"network is a str: give a torch\.nn\.Module or a function"),
-    (lambda x: torch.rand(len(x), 1, 8, 12), r"gives 1 channel, as for a sigmoid: wrap it so that it gives two"),
+    (3, r"network is a int: give a torch\.nn\.Module or a function"),
+    (lambda x: torch.rand(len(x), 1, 8, 12), r"gives 1 channel, as for a sigmoid: give two, for example by"),
     (lambda x: torch.rand(len(x), 300, 8, 12), r"gives 300 channels: 2 to 256 classes"),
     (lambda x: torch.rand(len(x), 4), r"gives float32 \[2, 4\] for 2 images"),
     (lambda x: torch.rand(1, 4, 8, 12), r"gives float32 \[1, 4, 8, 12\] for 2 images"),
     (lambda x: torch.zeros(len(x), 4, 8, 12, dtype=torch.int64), r"gives int64 .*: logits are floating-point"),
     (lambda x: {"scores": x}, r"gives a dict with 'scores': give logits"),
     (lambda x: None, r"gives nothing: give logits"),
-    (counting(lambda logits, k: logits if k == 1 else logits[:, :3]), r"gave 4 channels, and now 3"),
+    (counting(lambda logits, k: logits if k == 1 else logits[:, :3]), r"gives 3 channels, and 4 before"),
     (with_nan, r"output for image 1 \(number 1\) is not finite"),
     (InPlace(), r"changes its input in place"),
     (nn.Conv2d(4, 4, 1), r"failed on a batch \[2, 3, 64, 96\] of torch\.float32 on cpu: RuntimeError: .*channels"),
