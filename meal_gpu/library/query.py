@@ -57,7 +57,7 @@ class Answer:
 
 
 def query(
-    network: Callable[..., Any],
+    network: Callable[..., Any] | str | Path,
     images: Any,
     grid: tuple[int, int],
     n: int,
@@ -170,6 +170,7 @@ def query(
         elif isinstance(network, DeepLabV3Plus):
             looking, backend = _ours(network, pool_images, tiling, config, found, score)
         else:
+            assert not isinstance(network, (str, Path))  # these are saved predictions
             observed = Observed(network, features, outputs, device)
             if needs_maps and features is None:
                 raise InputError(_which_layer(observed, pool_images, config.query.strategy))

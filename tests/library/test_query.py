@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +21,6 @@ from meal_gpu.library.query import query
 from meal_gpu.stages.select import PoolView, Strategy
 from meal_gpu.timing import StageClock
 
-ROOT = Path(__file__).parents[2]
 GRID, SIZE, N = (2, 3), (64, 96), 5
 FREE = 6 * N
 
@@ -114,10 +111,9 @@ def other_networks():
 
 
 @pytest.mark.parametrize("name", ["smp Unet", "torchvision deeplabv3", "torchvision lraspp", "transformers SegFormer"])
-def test_networks_of_other_libraries(name, monkeypatch):
+@pytest.mark.usefixtures("off_the_path")
+def test_networks_of_other_libraries(name):
     """As they come, with random weights: what they return is found, and so is the layer that is named."""
-    # transformers looks for a package of PyPI that is called as our folder `kernels` is.
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != ROOT])
     pytest.importorskip("segmentation_models_pytorch")
     pytest.importorskip("transformers")
     make, layer = other_networks()[name]

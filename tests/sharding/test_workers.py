@@ -63,8 +63,8 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
     for frozen in (True, False):
         experiment = prepare(Config.load("camvid", [
             f"data.root={root}", f"model.weights={weights_file}", f"data.store={tmp_path / 'store'}", "seeds=[0]",
-            "device=cpu", "data.image_size=[180, 240]", "query.n_query=8", "query.n_informative=40", "train.epochs=1", "query.n_initial_images=1",
-            f"model.freeze_backbone={str(frozen).lower()}"]))
+            "device=cpu", "data.image_size=[180, 240]", "query.n_query=8", "query.n_informative=40", "train.epochs=1",
+            "query.n_initial_images=1", f"model.freeze_backbone={str(frozen).lower()}"]))
         pool, masks = experiment.new_pool(), experiment.stores.train.masks
         ids = initial_patches(experiment, 0)
         pool.reveal(ids, SimulatedOracle(masks, experiment.grid).label(0, ids))
