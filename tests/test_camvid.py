@@ -93,7 +93,8 @@ def test_a_run_asks_for_the_same_patches_either_way(camvid_root, weights_file, t
     for way in ("resident", "streamed"):
         config = Config.load("camvid_finetune", [
             f"data.root={root}", f"model.weights={weights_file}", f"data.store={tmp_path / 'store'}", "seeds=[0]",
-            "device=cpu", "data.image_size=[180, 240]", f"data.placement={way}", "query.rounds=1", "query.n_initial_images=2", "query.n_query=6",
+            "device=cpu", "data.image_size=[180, 240]", f"data.placement={way}", "query.rounds=1",
+            "query.n_initial_images=2", "query.n_query=6",
             "query.n_informative=30", "train.epochs=1", "train.final_epochs=1", "query.strategy=meal"])
         directory = run(config, tmp_path / way)
         queries.append([record["next_query"] for record in read_rounds(directory / "seed-0")])
