@@ -108,7 +108,8 @@ def _view(experiment: Asking, pool: Pool, seen: Seen, seed: int, k: int,
 
     view = PoolView(
         image=ids // pool.grid.cells, cell=ids % pool.grid.cells,
-        free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids), labelled=~pool.free, query=config.query,
+        free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids),
+        labelled=pool.labelled.view(-1), n_labelled=len(pool.labelled_ids), query=config.query,
         score=seen.score, features=seen.features, probabilities=seen.probabilities, best=seen.best,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,
