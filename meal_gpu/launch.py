@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import MACHINE_KEYS, Config
+from .data.datasets import Dataset, open_dataset
+from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
 from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
+from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
 from .errors import InputError
 from .files import write_atomic
@@ -23,7 +26,7 @@ from .records import Record, read_rounds
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
-UNFINISHED = (".lock", "environment.json", ".environment.json.", ".config.yaml.")
+UNFINISHED = (".lock", "environment.json", ".environment.json.", "pool.json", ".pool.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
 
 SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
@@ -100,9 +103,9 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
             if begun and finished(directory, config):
                 write_report([load_run(directory)], directory / "report.html")
                 return directory
-            with _prepared(config, progress) as experiment:
+            with _prepared(config, progress, _pool(directory, config) if begun else None) as experiment:
                 if begun:
-                    _note_machine(directory, environment(experiment))
+                    _note(experiment, directory)
                 else:
                     _begin(experiment, directory)
                 return _run(experiment, directory, observe)
@@ -130,8 +133,9 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
     """
     directory = expand(directory)
     config = load_resumed(directory, overrides)
-    with _explained(directory), _prepared(config, progress) as experiment, _alone(directory):
-        _note_machine(directory, environment(experiment))
+    with (_explained(directory), _prepared(config, progress, _pool(directory, config)) as experiment,
+          _alone(directory)):
+        _note(experiment, directory)
         return _run(experiment, directory, observe)
 
 
@@ -178,13 +182,35 @@ def default_directory(config: Config) -> Path:
 def _begin(experiment: Experiment, directory: Path) -> None:
     """Make a directory a run's. ``config.yaml`` is what makes it one, so it comes last."""
     write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
+    Order.of(experiment.stores.dataset).write(directory)
     write_atomic(directory / "config.yaml", experiment.config.dump().encode())
 
 
+def _note(experiment: Experiment, directory: Path) -> None:
+    """Keep what a run goes on with: the machine, and the images that have come since."""
+    _note_machine(directory, environment(experiment))
+    dataset = experiment.stores.dataset
+    if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
+        for seed in experiment.config.seeds:
+            for record in read_rounds(directory / f"seed-{seed}"):
+                check_same_images(record, experiment.grid, experiment.train.names)
+    Order.of(dataset).write(directory)
+
+
+def _pool(directory: Path, config: Config) -> Dataset:
+    """The data set with the pool in the run's order; says what has changed since the run last went on."""
+    order, dataset = Order.read(directory), open_dataset(config.data)
+    if order is None:
+        return dataset
+    for line in changes(order.names, [sample.name for sample in dataset.train]):
+        _log.info("Since the run last went on: %s", line)
+    return arrange(dataset, order)
+
+
 @contextmanager
-def _prepared(config: Config, progress: Progress) -> Iterator[Experiment]:
+def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None) -> Iterator[Experiment]:
     settle_home()
-    experiment = prepare(config, progress)
+    experiment = prepare(config, progress, dataset)
     try:
         yield experiment
     finally:
@@ -204,7 +230,7 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
         rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, store.names, experiment.grid, rules)
+        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 

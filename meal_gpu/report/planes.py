@@ -51,6 +51,9 @@ def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
         points[ids] = sample
         arrays = {**arrays, "points": points}
     if "points" in arrays:
+        more = run.dataset.n_patches - len(arrays["points"])
+        if more > 0 and "resumed_on" in run.environment and arrays["points"].ndim == 2:  # the pool has grown since
+            arrays = {**arrays, "points": np.pad(arrays["points"], ((0, more), (0, 0)), constant_values=np.nan)}
         _check(arrays["points"], run.dataset.n_patches, f"{path}, points")
         return _pool_plane(run, index, seed, arrays, figures)
     rounds = [number for number in range(len(seed.rounds)) if f"round_{number}_points" in arrays]

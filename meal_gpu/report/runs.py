@@ -50,6 +50,14 @@ class Evaluation(BaseModel):
     iou: dict[str, Number] | None = None
 
 
+class NearDuplicates(BaseModel):
+    """Patches that have another within ``distance``, in units of the typical one; ``of`` were looked at."""
+
+    found: int
+    of: int
+    distance: float
+
+
 class Round(Evaluation):
     """One line of ``rounds.jsonl``; ``miou`` and ``iou`` are those of the best epoch by validation mIoU."""
 
@@ -62,6 +70,7 @@ class Round(Evaluation):
     next_query: list[Patch] = []
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
+    near_duplicates: NearDuplicates | None = None
 
 
 class Dataset(BaseModel):
@@ -75,6 +84,12 @@ class Dataset(BaseModel):
 
 class Environment(BaseModel, extra="allow"):
     dataset: Dataset
+    resumed_on: list["Environment"] = []
+
+    @property
+    def latest(self) -> Dataset:
+        """The data set as the run last saw it: a pool may grow."""
+        return self.resumed_on[-1].dataset if self.resumed_on else self.dataset
 
 
 @dataclass(frozen=True)
@@ -177,12 +192,12 @@ def load_run(path: str | Path) -> Run:
     seeds = []
     for folder in path.glob("seed-*"):
         if re.fullmatch(r"seed-\d+", folder.name) and (folder / "rounds.jsonl").exists():
-            seeds.append(Seed(int(folder.name[5:]), folder, _rounds(folder / "rounds.jsonl", facts.dataset.n_patches)))
+            seeds.append(Seed(int(folder.name[5:]), folder, _rounds(folder / "rounds.jsonl", facts.latest.n_patches)))
     seeds = sorted((seed for seed in seeds if seed.rounds), key=lambda seed: seed.seed)
     if not seeds:
         raise InputError(f"'{path}' holds no finished round yet, so there is nothing to report. Finish one with: "
                          f"{_resume_command(path)}")
-    return Run(path, config, environment, facts.dataset, seeds)
+    return Run(path, config, environment, facts.latest, seeds)
 
 
 def load_sweep(directory: str | Path) -> list[Run]:

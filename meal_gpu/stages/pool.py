@@ -1,12 +1,22 @@
 """The pool: images, which of their patches are labelled, and the labels revealed so far."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..data.frames import Frames
 from ..grid import Grid
+
+
+class Tiled(Protocol):
+    """Images under a grid, such as `meal_gpu.data.frames.Frames`."""
+
+    @property
+    def images_grid(self) -> Grid: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Pool:
@@ -23,7 +33,7 @@ class Pool:
         bool ``[images, cells]``: patches beside an image that does not fill its frame, never to be asked for; or None.
     """
 
-    def __init__(self, frames: Frames, names: Sequence[str], blank: Tensor | None = None) -> None:
+    def __init__(self, frames: Tiled, names: Sequence[str], blank: Tensor | None = None) -> None:
         self.frames = frames
         self.names = tuple(names)
         self.grid: Grid = frames.images_grid
@@ -31,6 +41,7 @@ class Pool:
         self.labelled = torch.zeros(len(names), self.grid.cells, dtype=torch.bool, device=self.device)
         """bool ``[images, cells]``."""
         self.blank = None if blank is None else blank.to(self.device)
+        self._n_blank = 0 if blank is None else int(blank.sum())
         self.labelled_ids = torch.zeros(0, dtype=torch.int64, device=self.device)
         """int64 ``[n]``, in the order of revealing."""
         self.labels = torch.zeros(0, self.grid.patch_height, self.grid.patch_width, dtype=torch.uint8,
@@ -46,6 +57,11 @@ class Pool:
         """bool ``[n_patches]``: not labelled yet, and there to be labelled."""
         taken = self.labelled if self.blank is None else self.labelled | self.blank
         return ~taken.view(-1)
+
+    @property
+    def n_free(self) -> int:
+        """How many are `free`, counted without waiting for the device: nobody labels what is blank."""
+        return self.n_patches - self._n_blank - len(self.labelled_ids)
 
     @property
     def fraction(self) -> float:
