@@ -169,8 +169,9 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
 
 @app.command()
 def query(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)],
-          predictions: Annotated[Path, typer.Option(parser=expand, metavar="DIR", help="A .npy, .npz or .pt file per image of "
-                                                    "the pool, called like it: logits [classes, h, w] at any stride.")],
+          predictions: Annotated[Path, typer.Option(parser=expand, metavar="DIR",
+                                                    help="A .npy, .npz or .pt file per image of the "
+                                                    "pool, called like it: logits [classes, h, w] at any stride.")],
           labelled: Annotated[list[Path] | None, typer.Option(
               parser=expand, metavar="FILE",
               help="query.json of an earlier call: its patches are labelled. Repeatable.")] = None,

@@ -102,7 +102,8 @@ def _data(config: Config, dataset: Dataset | None, extent: Extent) -> str:
         return f"{extent.n_images + extent.n_val:,} scenes, drawn when the run starts"
     check_feasible(config, dataset)
     effective = os.access in os.supports_effective_ids
-    files = [file for sample in (*dataset.train, *dataset.val) for file in (sample.image, sample.mask) if file]
+    samples = [sample for sample in (*dataset.train, *dataset.val) if not sample.gone]
+    files = [file for sample in samples for file in (sample.image, sample.mask) if file]
     closed = [file for file in files if not os.access(file, os.R_OK, effective_ids=effective)]
     if closed:
         raise InputError(f"{closed[0]} cannot be read, nor can {len(closed) - 1:,} more of {len(files):,} files: let "
