@@ -30,7 +30,8 @@ def query_saved(config: Config, predictions: Path, labelled: list[Path], out: Pa
         predictions, None, config.data.grid, asked.n_query, labelled=done, strategy=asked.strategy,
         seed=config.seeds[0], round=len(labelled), score=asked.score, n_informative=asked.n_informative,
         selector=asked.selector, min_distance=asked.min_distance, umap=config.umap.model_dump(exclude={"backend"}),
-        align_corners=align_corners, outputs=outputs, names=names, size=config.data.image_size, out=out, progress=progress)
+        align_corners=align_corners, outputs=outputs, names=names, size=config.data.image_size, out=out,
+        progress=progress)
 
 
 def _patches(file: Path, config: Config) -> list[Record]:
