@@ -43,6 +43,8 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use
 SchedulerOption = Annotated[str | None, typer.Option(
     metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
 CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Take a run as somebody has edited it: its "
+                                            "config, its rounds, its labels. Its reports say so.")]
 OutOption = Annotated[Path | None, typer.Option(help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
 
@@ -68,7 +70,8 @@ def demo(out: OutOption = None, set_: SetOption = None) -> None:
 def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)] = None,
         out: OutOption = None, set_: SetOption = None,
         resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the run in DIR.")] = None,
-        workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False) -> None:
+        workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
+        accept: AcceptOption = False) -> None:
     """Run active learning as CONFIG says, or go on with a run (--resume).
 
     With --workers, --scheduler or --cuda, worker processes hold the pool of images and score it.
@@ -77,6 +80,8 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
     set_ = [*(set_ or []), *_sharded(workers, scheduler, cuda)]
     if config is not None:
+        if accept:
+            raise InputError("--accept-changes goes with --resume DIR: a new run has none.")
         _start(config, out, set_)
         return
     assert resume is not None
@@ -84,8 +89,8 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         raise InputError("--out and --resume do not go together: a resumed run stays in its directory.")
     from . import launch
 
-    loaded = launch.load_resumed(resume, set_)
-    _watch(loaded, resume, lambda show: launch.resume(resume, set_, show.progress, show.observe))
+    loaded = launch.load_resumed(resume, set_, accept)
+    _watch(loaded, resume, lambda show: launch.resume(resume, set_, show.progress, show.observe, accept))
 
 
 @app.command()

@@ -101,10 +101,11 @@ class DataConfig(Section):
     absent_classes: Literal["stop", "allow"] = "stop"
     """``folder``: a class that no pixel of the pool has stops a run before it trains, or does not."""
     max_megapixels: Annotated[Float, Field(gt=0)] = 500
-    """Larger image files are refused by their header; reading one takes 3 bytes a pixel."""
-    n_images: Positive = 24
+    """Larger image files are refused by their header, and so is an ``image_size`` of more; reading one takes 3 bytes a
+    pixel."""
+    n_images: Annotated[Positive, Field(le=1_000_000)] = 24
     """``demo``: scenes to draw for the pool."""
-    n_val_images: Positive = 8
+    n_val_images: Annotated[Positive, Field(le=1_000_000)] = 8
     """``demo``: scenes to draw for validation."""
 
     @model_validator(mode="before")
@@ -128,6 +129,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        if self.image_size[0] * self.image_size[1] > self.max_megapixels * 1e6:
+            pixels = self.image_size[0] * self.image_size[1]
+            raise ValueError(f"data.image_size is {list(self.image_size)}, {pixels / 1e6:,.0f} megapixels, and "
+                             f"data.max_megapixels is {self.max_megapixels:g}. Use a smaller image_size, "
+                             "or raise max_megapixels where memory allows.")
         self.tiling()
         if self.bands is not None and len(self.bands) == 2:
             raise ValueError(f"data.bands is {list(self.bands)}. Give three numbers (red, green, blue), or one (grey).")
@@ -346,6 +352,18 @@ MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.bud
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 
+class _Short(str):
+    """Shown as it is."""
+
+    __repr__ = str.__str__
+
+
+def _short(value: Any) -> Any:
+    """A value as a message shows it: of a large one only its beginning."""
+    shown = repr(value)
+    return value if len(shown) <= 300 else _Short(shown[:300] + " …")
+
+
 def _as_written(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -356,6 +374,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     """One line for one validation error: what was given, what is allowed, the nearest valid name."""
     path = [str(part) for part in detail["loc"]]
     key = ".".join(path)
+    detail = {**detail, "input": _short(detail["input"])}
     if detail["type"] == "extra_forbidden":
         fields: dict[str, Any] = dict(model.model_fields)
         for part in path[:-1]:

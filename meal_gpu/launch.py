@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -19,9 +18,18 @@ from .engine.experiment import Experiment, prepare
 from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
 from .engine.rounds import run_seed
 from .errors import InputError
-from .files import write_atomic
+from .files import own_directory, remove_leftovers
 from .machine.card import card
-from .records import Record, read_rounds
+from .records import (
+    ENVIRONMENT,
+    Record,
+    accept_changes,
+    read_config,
+    read_environment,
+    read_rounds,
+    write_config,
+    write_environment,
+)
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
@@ -112,7 +120,7 @@ def finished(directory: Path, config: Config) -> bool:
 
 def check_same_run(directory: Path, config: Config) -> None:
     """Raise `InputError` where the run in ``directory`` was made with another config, `MACHINE_KEYS` apart."""
-    held, asked = Config.load(directory / "config.yaml").flat(), config.flat()
+    held, asked = read_config(directory).flat(), config.flat()
     for key in held:
         if held[key] != asked[key] and key not in MACHINE_KEYS:
             raise InputError(f"{directory} holds a run with {key}: {held[key]}, and {asked[key]} is asked for now. Use "
@@ -120,19 +128,20 @@ def check_same_run(directory: Path, config: Config) -> None:
 
 
 def resume(directory: str | Path, overrides: list[str] | None = None, progress: Progress = no_progress,
-           observe: Observer = lambda seed, record: None) -> Path:
+           observe: Observer = lambda seed, record: None, accept: bool = False) -> Path:
     """Go on with a run from its finished rounds; a finished run only gets its report again.
 
-    ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. Raises as `run` does.
+    ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. What somebody has edited in the run since, or in
+    its labels, is taken with ``accept``, and refused without. Raises as `run` does.
     """
     directory = Path(directory)
-    config = load_resumed(directory, overrides)
+    config = load_resumed(directory, overrides, accept)
     with _explained(directory), _prepared(config, progress) as experiment, _alone(directory):
         _note_machine(directory, environment(experiment))
-        return _run(experiment, directory, observe)
+        return _run(experiment, directory, observe, accept)
 
 
-def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
+def load_resumed(directory: Path, overrides: list[str] | None = None, accept: bool = False) -> Config:
     """The config of a run that is to go on. Raises `InputError` where there is no run, or for another override."""
     for override in overrides or []:
         if override.partition("=")[0] not in MACHINE_KEYS:
@@ -140,7 +149,17 @@ def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
                              f"{', '.join(MACHINE_KEYS)}.")
     if not (directory / "config.yaml").is_file():
         raise InputError(f"{directory} holds no run (no config.yaml). Start one with meal-gpu run CONFIG --out DIR.")
-    return Config.load(directory / "config.yaml", overrides)
+    if accept:
+        accept_edited(directory)
+    return read_config(directory, overrides)
+
+
+def accept_edited(directory: Path) -> None:
+    """Take a run as somebody has edited it, and say what was. Raises `InputError` where it cannot be read."""
+    with _explained(directory), _alone(directory):
+        for name in accept_changes(directory):
+            _log.warning("%s: %s was edited since it was written. It is taken as it is, and reports of this run say "
+                         "so.", directory, name)
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
@@ -173,9 +192,9 @@ def default_directory(config: Config) -> Path:
 
 
 def _begin(experiment: Experiment, directory: Path) -> None:
-    """Make a directory a run's. ``config.yaml`` is what makes it one, so it comes last."""
-    write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
-    write_atomic(directory / "config.yaml", experiment.config.dump().encode())
+    """Make a directory a run's. ``config.yaml`` is what makes it one."""
+    write_config(directory, experiment.config)
+    write_environment(directory, environment(experiment))
 
 
 @contextmanager
@@ -187,11 +206,10 @@ def _prepared(config: Config, progress: Progress) -> Iterator[Experiment]:
         experiment.close()
 
 
-def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
+def _run(experiment: Experiment, directory: Path, observe: Observer, accept: bool = False) -> Path:
     for seed in experiment.config.seeds:
-        folder = directory / f"seed-{seed}"
-        folder.mkdir(exist_ok=True)
-        run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed))
+        folder = own_directory(directory / f"seed-{seed}")
+        run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed), accept)
     write_report([load_run(directory)], directory / "report.html")
     return directory
 
@@ -207,8 +225,7 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
 
 def _note_machine(directory: Path, now: dict[str, Any]) -> None:
     """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
-    file = directory / "environment.json"
-    first = json.loads(file.read_bytes()) if file.is_file() else now
+    first = _held_environment(directory) or dict(now)
     last = first.get("resumed_on", [first])[-1]
     changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
                if key in last and key in now and last[key] != now[key]]
@@ -217,7 +234,23 @@ def _note_machine(directory: Path, now: dict[str, Any]) -> None:
                      "bits, and in their queries, from those that the run would have had.", "; ".join(changed))
     if any(last.get(key) != value for key, value in now.items()):
         first.setdefault("resumed_on", []).append(now)
-    write_atomic(file, json.dumps(first, indent=1).encode())
+    write_environment(directory, first)
+
+
+def _held_environment(directory: Path) -> dict[str, Any] | None:
+    """What ``environment.json`` says; None where it says nothing, which stops no run."""
+    if not os.path.lexists(directory / ENVIRONMENT):
+        return None
+    try:
+        held = read_environment(directory)
+        resumed = held.get("resumed_on", [{}])
+        if isinstance(resumed, list) and resumed and all(isinstance(one, dict) for one in resumed):
+            return held
+        why = f"{directory / ENVIRONMENT} is not what a run writes."
+    except InputError as error:
+        why = str(error)
+    _log.warning("%s What it said of the machine is left out: this machine takes its place.", why)
+    return None
 
 
 @contextmanager
@@ -239,6 +272,7 @@ def _alone(directory: Path, wait_s: float = 0) -> Iterator[None]:
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
+        remove_leftovers(directory)
         yield
 
 
