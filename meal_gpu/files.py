@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def remove_leftovers(directory: Path) -> None:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def open_own(path: PathLike, flags: int = os.O_RDONLY) -> BinaryIO:
+def open_own(path: PathLike, flags: int = os.O_RDONLY, buffering: int = -1) -> BinaryIO:
     """Open a file that meal-gpu wrote: a regular one, not through a link. Raises `InputError` where it is something
     else, and `OSError` as `open` does."""
     try:
@@ -122,7 +122,7 @@ def open_own(path: PathLike, flags: int = os.O_RDONLY) -> BinaryIO:
         if error.errno == errno.EISDIR or (error.errno == errno.ENXIO and not os.path.isfile(path)):
             raise _no_file(path, os.stat(path).st_mode) from None
         raise
-    return _regular(handle, path, flags)
+    return _regular(handle, path, flags, buffering)
 
 
 def read_own(path: PathLike, at_most: int = LINES) -> bytes:
@@ -138,13 +138,13 @@ def read_given(path: PathLike, at_most: int, limit: str) -> bytes:
         return _content(stream, path, at_most, limit)
 
 
-def _regular(handle: int, path: PathLike, flags: int) -> BinaryIO:
+def _regular(handle: int, path: PathLike, flags: int, buffering: int = -1) -> BinaryIO:
     try:
         mode = os.fstat(handle).st_mode
         if not stat.S_ISREG(mode):
             raise _no_file(path, mode)
-        return os.fdopen(handle, "rb" if flags & os.O_ACCMODE == os.O_RDONLY else
-                         "r+b" if flags & os.O_ACCMODE == os.O_RDWR else "ab" if flags & os.O_APPEND else "wb")
+        modes = {os.O_RDONLY: "rb", os.O_RDWR: "r+b", os.O_WRONLY: "ab" if flags & os.O_APPEND else "wb"}
+        return cast(BinaryIO, os.fdopen(handle, modes[flags & (os.O_RDONLY | os.O_RDWR | os.O_WRONLY)], buffering))
     except BaseException:
         os.close(handle)
         raise

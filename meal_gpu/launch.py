@@ -4,7 +4,9 @@ import errno
 import fcntl
 import logging
 import os
+import shlex
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +67,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
         ``query.oracle`` is ``people`` and they have not labelled the query yet: `resume` when they have.
     """
     directory = Path(out) if out is not None else default_directory(config)
+    check_place(directory)
     if (directory / "config.yaml").exists():
         raise InputError(f"{directory} already holds a run. Go on with it: meal-gpu run --resume {directory}. "
                          "Or give another --out.")
@@ -111,6 +114,30 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
                 else:
                     _begin(experiment, directory)
                 return _run(experiment, directory, observe)
+
+
+def check_place(directory: Path) -> None:
+    """Raise `InputError` where there cannot be a directory, or none can be written."""
+    trouble = ""
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            trouble = "it is a file"
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            trouble = "it may not be written"
+    except FileNotFoundError:
+        if directory.is_symlink():
+            trouble = "it is a link that leads nowhere"
+        else:
+            above = next(one for one in directory.absolute().parents if one.exists())
+            if not os.access(above, os.W_OK | os.X_OK):
+                trouble = f"{above} may not be written"
+    except NotADirectoryError:
+        trouble = f"{next(one for one in directory.absolute().parents if one.exists())} is a file"
+    except OSError as error:
+        trouble = str(error.strerror)
+    if trouble:
+        shown = str(directory) if len(str(directory)) < 300 else f"{str(directory)[:300]} …"
+        raise InputError(f"{shown} cannot be written to: {trouble}. Give another --out.")
 
 
 def finished(directory: Path, config: Config) -> bool:
@@ -282,7 +309,13 @@ def _explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+        if error.errno not in _REFUSED:
             raise
-        raise InputError(f"Cannot write {error.filename or directory}: {error.strerror}. All finished rounds are "
-                         f"kept; when there is room, go on with: meal-gpu run --resume {directory}") from error
+        kept = (f"All finished rounds are kept; when that is put right, go on with: meal-gpu run --resume "
+                f"{shlex.quote(str(directory))}") if (directory / "config.yaml").exists() else "Give another --out."
+        raise InputError(f"Cannot write {error.filename2 or error.filename or directory}: {error.strerror}. {kept}"
+                         ) from error
+
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EISDIR,
+            errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)

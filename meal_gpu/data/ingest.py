@@ -99,7 +99,7 @@ def _open_fresh(plan: Plan) -> tuple[Store | None, str]:
         return Store.from_manifest(plan.path, manifest), ""
     except FileNotFoundError:
         return None, "" if not plan.path.exists() else "a file of it is missing"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, InputError) as error:
         return None, f"it is damaged: {error}"
 
 

@@ -12,7 +12,7 @@ from ..config import Config
 from ..data.census import census, check_classes, report, share
 from ..data.classes import VOID
 from ..data.ingest import Stores, ingest
-from ..data.store import Store
+from ..data.store import Store, compare
 from ..errors import InputError
 from ..files import write_atomic
 from ..report.pictures import swatch
@@ -92,10 +92,12 @@ def _chosen(store: Store) -> np.ndarray:
 
 
 def _card(store: Store, i: int, palette: np.ndarray) -> str:
+    compare(store.images, i, i + 1)
     image = np.asarray(store.images[i])
     step = -(-image.shape[1] // _WIDEST)
     pictures = [image[::step, ::step]]
     if store.masks is not None:
+        compare(store.masks, i, i + 1)
         colours = np.full((256, 3), 136, np.uint8)
         colours[: len(palette)] = palette
         mask = np.asarray(store.masks[i])[::step, ::step]

@@ -11,6 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from ..data.classes import VOID
+from ..data.store import compare
 from ..errors import InputError
 from ..files import own_directory, write_atomic
 from ..grid import Grid
@@ -133,6 +134,8 @@ def keep_embedding(chosen: Query, k: int, directory: Path) -> None:
 def keep_pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid, k: int, directory: Path) -> None:
     """Patches that round k will reveal, out of ``images`` uint8 ``[n, H, W, 3]``, and what the network says of them."""
     own_directory(directory / "gallery")
+    for i in sorted({patch // grid.cells for patch in chosen.ids.tolist()}):
+        compare(images, i, i + 1)
     places = [(patch // grid.cells, grid.box(patch % grid.cells)) for patch in chosen.ids.tolist()]
     update_arrays(gallery_file(directory, k), {
         "ids": chosen.ids.numpy(),

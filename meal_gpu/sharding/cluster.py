@@ -50,7 +50,8 @@ def local(n_workers: int, threads: int) -> "Iterator[Client]":
     """Workers on this machine, each a process that runs one point at a time with so many threads."""
     distributed = dask("distributed", "dask")
     with (_quiet(), _spawning(threads), distributed.LocalCluster(n_workers=n_workers, threads_per_worker=1,
-                                                                 processes=True, **COMMON) as cluster,
+                                                                 processes=True, security=_own_certificates(),
+                                                                 **COMMON) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
@@ -63,15 +64,42 @@ def cuda(threads: int) -> "Iterator[Client]":
     if not torch.cuda.is_available():
         raise InputError("--cuda: no CUDA device is usable here (see meal-gpu info). Leave --cuda out to use the CPU.")
     distributed, dask_cuda = dask("distributed", "dask"), dask("dask_cuda", "dask-cuda")
-    with (_quiet(), _spawning(threads), dask_cuda.LocalCUDACluster(threads_per_worker=1, **COMMON) as cluster,
+    options = {"threads_per_worker": 1, "protocol": "tls", "security": _own_certificates(), **COMMON}
+    with (_quiet(), _spawning(threads), dask_cuda.LocalCUDACluster(**options) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
 
+def _own_certificates() -> Any:
+    """Certificates that are made for one cluster and held in memory: whoever has them may run code in its processes.
+
+    Without them every user of this machine could, since the scheduler listens on the loopback.
+    """
+    distributed = dask("distributed", "dask")
+    try:
+        return distributed.Security.temporary()
+    except ImportError:
+        raise InputError("cryptography is not installed, and workers on this machine are reached through TLS alone: "
+                         "pip install 'meal-gpu[dask]'") from None
+
+
 @contextmanager
 def connected(address: str) -> "Iterator[Client]":
-    """The workers of a scheduler that runs already; they must see the same directories as this machine."""
+    """The workers of a scheduler that runs already; they must see the same directories as this machine.
+
+    A ``tls://`` address needs the certificates that Dask's own settings name (``DASK_DISTRIBUTED__COMM__TLS__…``).
+    """
     distributed = dask("distributed", "dask")
+    if address.startswith("tls://"):
+        import dask.config as settings
+
+        missing = [key for key in ("ca-file", "client.key", "client.cert")
+                   if not settings.get(f"distributed.comm.tls.{key}", None)]
+        if missing:
+            names = (f"DASK_DISTRIBUTED__COMM__TLS__{key.upper().replace('-', '_').replace('.', '__')}"
+                     for key in missing)
+            raise InputError(f"{address} is reached with certificates. Set {', '.join(names)} to the files that the "
+                             "scheduler's owner has given you (docs/security.md).")
     try:
         client = distributed.Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:
