@@ -290,7 +290,7 @@ def main() -> None:
                         handlers=[handler if errors.is_terminal else logging.StreamHandler()])
     logging.getLogger("meal_gpu").setLevel(logging.INFO)
     logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier's weights, which are not used
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except InputError as error:
@@ -300,6 +300,8 @@ def main() -> None:
         _stopped(stop)
     except Terminated as stop:  # in the middle of something that has nothing to keep
         _stopped(stop)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminated(number: int, frame: object) -> None:
