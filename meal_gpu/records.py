@@ -64,15 +64,21 @@ def read_config(directory: Path, overrides: list[str] | None = None) -> Config:
     file = directory / CONFIG
     seal, text = _config(file)
     if seal is None:
-        rounds = directory.glob(f"seed-*/{ROUNDS}")
-        if any(open_object(line)[2] is not None for file in rounds for line in _lines(file)):
+        if _were_sealed(directory):
             raise InputError(f"{file} has lost its first line, which sealed it: restore the file, or take it as it is: "
                              f"{accepting(directory)}")
         _say_unsealed(directory)
     elif Seal.of(text.decode("utf-8", "replace"), seal.name).digest != seal.digest:
         raise InputError(f"{file} is not what this run was begun with: it was edited, cut off or damaged since. "
                          f"Restore it, or take it as it is: {accepting(directory)}")
-    return _parsed(file, text, overrides)
+    config = _parsed(file, text, overrides)
+    mine = {f"seed-{seed}" for seed in config.seeds}
+    there = (rounds.parent.name for rounds in directory.glob(f"seed-*/{ROUNDS}"))
+    others = sorted(name for name in there if name not in mine)
+    if others and seal is not None and not seal.edited:
+        raise InputError(f"{file} is of another run: its seeds are {config.seeds}, and {', '.join(others)} is there. "
+                         f"Restore it, or take it as it is: {accepting(directory)}")
+    return config
 
 
 def edited(directory: Path) -> bool:
@@ -98,6 +104,12 @@ def _parsed(file: Path, text: bytes, overrides: list[str] | None = None) -> Conf
         return Config.load(values, overrides)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def _were_sealed(directory: Path) -> bool:
+    """Whether the rounds have checksums."""
+    rounds = directory.glob(f"seed-*/{ROUNDS}")
+    return any(open_object(line)[2] is not None for file in rounds for line in _lines(file))
 
 
 @functools.cache
@@ -198,6 +210,8 @@ def accept_changes(directory: Path) -> list[str]:
     file = directory / CONFIG
     seal, text = _config(file)
     _parsed(file, text)
+    if seal is None and not _were_sealed(directory):
+        return []  # of before there were seals
     name, changed = seal.name if seal else secrets.token_hex(8), []
     if seal is None or Seal.of(text.decode(), name).digest != seal.digest:
         changed.append(CONFIG)

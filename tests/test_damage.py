@@ -19,11 +19,16 @@ from tiny import tiny_config
 
 from meal_gpu import cli, launch
 from meal_gpu.config import Config, UmapConfig
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.rounds import run_seed
+from meal_gpu.errors import InputError
 from meal_gpu.files import Seal
 from meal_gpu.machine import umap_learn
+from meal_gpu.records import accept_changes, append_round, read_rounds, rewrite_rounds
 from meal_gpu.report import load_runs, write_report
 from meal_gpu.report.figures import Figures
 from meal_gpu.stages import embed
+from meal_gpu.stages.select import find_strategy
 from meal_gpu.sweepfile import FILE, Point, dump_points
 
 ROUNDS = 2
@@ -169,6 +174,9 @@ CASES = [(command, name, damage) for command, kinds in READS.items() for name in
 def test_damage_is_told_or_does_not_matter(copied, monkeypatch, caplog, command, name, damage):
     whole, file = told(copied), files_of(copied)[name]
     other = files_of(copied, "seed-4")[name]
+    if name.startswith("sweep"):
+        other = copied / "other"
+        other.write_text(dump_points([Point("elsewhere", config(4))]))
     if name.startswith(("train", "val")):  # another store's: of the other split
         other = files_of(copied)[name.replace("train", "xx").replace("val", "train").replace("xx", "val")]
     elif name == "cache embedding":  # of the other seed
@@ -180,6 +188,7 @@ def test_damage_is_told_or_does_not_matter(copied, monkeypatch, caplog, command,
     code, text = called(monkeypatch, *COMMANDS[command]())
     if code == 0:
         assert text == ""
+        assert (name, damage) != ("run config.yaml", "another run's"), "found only after long work, or not at all"
         if command == "run --resume":
             assert told(copied) == whole
         elif command == "ingest" and file.exists():
@@ -229,7 +238,7 @@ def edit(file: Path, old: str, new: str) -> None:
     ("config.yaml", "epochs: 1", "epochs: 2"), ("config.yaml", "# sealed", "# "),
     ("seed-3/rounds.jsonl", '"miou": 0.', '"miou": 0.9'), ("seed-3/rounds.jsonl", '"n_labelled": 1', '"n_labelled": 2'),
 ])
-def test_what_was_edited_is_said_and_may_be_accepted(copied, monkeypatch, caplog, name, old, new):
+def test_what_was_edited_is_said_and_may_be_accepted(copied, monkeypatch, capsys, name, old, new):
     file = copied / "sweep" / "seed-3" / name
     edit(file, old, new)
     for words in (["run", "--resume", "sweep/seed-3"], ["report", "sweep/seed-3"], ["report", "sweep"],
@@ -240,7 +249,7 @@ def test_what_was_edited_is_said_and_may_be_accepted(copied, monkeypatch, caplog
         assert "--accept-changes" in text
     code, text = called(monkeypatch, "run", "--resume", "sweep/seed-3", "--accept-changes")
     assert (code, text) == (0, "")
-    assert f"{name} was edited since it was written" in caplog.text
+    assert f"{name} was edited since it was written" in capsys.readouterr().err
     assert "edited by hand" in (copied / "sweep" / "seed-3" / "report.html").read_text()
     if not new.startswith("#"):
         assert new in file.read_text()
@@ -277,3 +286,72 @@ def test_leftovers_of_a_kill_are_removed(copied, monkeypatch):
         file.write_text("x")
     assert called(monkeypatch, "run", "--resume", "sweep/seed-3") == (0, "")
     assert [file.exists() for file in (*left, mine)] == [False, False, True]
+
+
+def test_runs_of_before_are_read(caplog, tmp_path, monkeypatch):
+    """No checksum tells of their changes, which is said; what contradicts itself is refused all the same."""
+    caplog.set_level("INFO", "meal_gpu")
+    old = Path(__file__).resolve().parents[1] / "bench" / "results" / "camvid"
+    runs = load_runs(sorted(old.iterdir()))
+    assert [len(run.seeds[0].rounds) for run in runs] == [9] * 4
+    assert sum("was begun before runs were sealed" in record.message for record in caplog.records) == 4
+    copy = shutil.copytree(old / "meal", tmp_path / "meal")
+    assert accept_changes(copy) == []
+    rounds = copy / "seed-0" / "rounds.jsonl"
+    whole = rounds.read_text()
+    edit(rounds, '"row": 2', '"row": 3')
+    check_message(*called(monkeypatch, "report", str(copy)), rounds)
+    rounds.write_text(whole)
+    append_round(rounds.parent, {"round": 9, "n_labelled": 1, "fraction": 0.1})  # from now on lines are chained
+    assert len(read_rounds(rounds.parent)) == 10
+    edit(rounds, '"miou": 0.2', '"miou": 0.9')
+    with pytest.raises(InputError, match="damaged in line 10"):
+        read_rounds(rounds.parent)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+class Changing:
+    """An oracle whose masks may be drawn again."""
+
+    shift = 0
+
+    def label(self, round_: int, ids: torch.Tensor) -> torch.Tensor:
+        grid = config(3).data.tiling()
+        labels = (ids % 3).to(torch.uint8).view(-1, 1, 1).repeat(1, grid.patch_height, grid.patch_width)
+        labels[0, 0, 0] = self.shift
+        return labels
+
+
+def test_labels_that_changed_are_said_and_may_be_accepted(made, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(made)
+    experiment, oracle, seen = prepare(config(3)), Changing(), []
+    experiment.strategy = find_strategy("random")
+
+    def stop(record: dict) -> None:
+        seen.append(record["round"])
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_seed(experiment, 3, tmp_path, oracle, stop)
+    oracle.shift = 1
+    with pytest.raises(InputError, match=r"The labels of 1 of the \d+ patches that round 0 was trained on .*row 0 "
+                                         r"column 0.*have changed since.*--accept-changes"):
+        run_seed(experiment, 3, tmp_path, oracle, stop)
+    run_seed(experiment, 3, tmp_path, oracle, stop, accept=True)
+    assert "have changed since. They are taken as they are" in caplog.text
+    run_seed(experiment, 3, tmp_path, oracle, stop)  # accepted once
+    assert seen == [0, *[0, 1, 2] * 2]
+    oracle.shift = 77
+    with pytest.raises(InputError, match=r"holds the value 77 in row 0, column 0: classes are 0 to \d+, void is 255"):
+        run_seed(experiment, 3, tmp_path, oracle, stop, accept=True)
+    rounds = read_rounds(tmp_path)
+    rounds[1]["queried"] = rounds[0]["queried"]
+    rounds[1]["labels"] = rounds[0]["labels"]
+    oracle.shift = 1
+    rewrite_rounds(tmp_path, rounds)
+    with pytest.raises(InputError, match=r"round 1 reveals patches that were labelled before"):
+        run_seed(experiment, 3, tmp_path, oracle, stop)
+    experiment.close()
