@@ -27,8 +27,11 @@ from .display import Display
 from .errors import InputError, LabelsMissingError
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch system or a container sends it: taken as Ctrl-C, with an exit code of its own."""
+class Terminated(BaseException):
+    """SIGTERM, as a batch system or a container sends it: taken as Ctrl-C, with an exit code of its own.
+
+    No KeyboardInterrupt, which Typer would turn into its own message and code.
+    """
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -128,7 +131,7 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=SW
                   highlight=False, soft_wrap=True)
     try:
         run_all(points, directory, console, workers, scheduler, cuda)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(_going_on("sweep", directory)) from stop
     print_tables(load_sweep(directory), console)
     _say_where(directory / "report.html")
@@ -147,7 +150,7 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
             stores = build(loaded.data, show.progress)
             for store in filter(None, (stores.train, stores.val)) if verify else ():
                 store.verify(show.progress)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(" Images decoded so far are kept; the next start goes on.") from stop
     for store in filter(None, (stores.train, stores.val)):
         console.print(f"{len(store.names):>7} images{', verified' if verify else ''}   {store.path}", highlight=False,
@@ -164,7 +167,7 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
     try:
         with Display(console) as show:
             lines, problem = look(loaded, out, show.progress)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(" Images decoded so far are kept; the next start goes on.") from stop
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -252,7 +255,7 @@ def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -
     try:
         with Display(console, config) as show:
             work(show)
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(_going_on("run", directory)) from stop
     except LabelsMissingError as waiting:
         console.print(f"Waiting for labels: {waiting}.\nThe patches are in {waiting.directory.parent / 'images'}, "

@@ -51,3 +51,19 @@ def test_a_second_signal_does_not_break_what_is_being_put_away(monkeypatch):
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_command_that_keeps_nothing_ends_too(monkeypatch, capsys):
+    """Typer has a message and a code of its own for an interrupt, and none for this."""
+    def terminated(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("meal_gpu.report.load_runs", terminated)
+    monkeypatch.setattr(sys, "argv", ["meal-gpu", "report", "."])
+    monkeypatch.setattr(cli, "errors", cli.Console(stderr=True))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "Terminated.\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -102,7 +102,9 @@ def _held(file: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
             why = f"{file} is not what was written there."
     except FileNotFoundError:
         return None
-    except (InputError, KeyError) as error:
+    except KeyError as error:
+        why = f"{file} lacks {error}."
+    except InputError as error:
         why = str(error)
     _log.warning("%s The embedding is fitted again.", why)
     return None
