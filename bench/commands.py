@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from typer.core import TyperGroup
 
 from meal_gpu.files import write_atomic
+
+from .show.doing import Doing
 
 if TYPE_CHECKING:
     from meal_gpu.config import Config
@@ -55,12 +56,14 @@ ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML fi
 DrawOption = Annotated[int, typer.Option(
     metavar="N", min=0, help="For cityscapes: draw N scenes in its form instead of reading data.root.")]
 
+ImagesOption = Annotated[int, typer.Option(metavar="N", min=0, help="Use N images of the pool; 0: all.")]
+
 
 @app.command("round")
 def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0,
                 only: Annotated[str, typer.Option(metavar="STAGE,...", help="Measure these stages alone.")] = "",
                 draw: DrawOption = 0,
-                images: Annotated[int, typer.Option(metavar="N", min=0, help="Use N images of the pool; 0: all.")] = 0,
+                images: ImagesOption = 0,
                 estimate: Annotated[str, typer.Option(metavar="DEVICE", help="Measure nothing: estimate the least time "
                                                       "on a device by its data sheet (h100, a100).")] = "",
                 json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
@@ -71,13 +74,14 @@ def whole_round(config: ConfigArgument = "demo", set_: SetOption = None, seconds
     from .show.compare import WHOLE
     from .timing.measure import Effort
 
-    names, doing = [name.strip() for name in only.split(",") if name.strip()], _Doing()
+    names, doing = [name.strip() for name in only.split(",") if name.strip()], Doing()
     with _config(config, set_, draw) as loaded:
         if estimate:
             measured(lambda: estimates.run(loaded, estimate), json_, compare, tolerance, out)
         else:
             def run(only: list[str], baselines: bool = True) -> "Result":
-                return round.run(loaded, Effort(seconds), only, compare=baselines, images=images, tell=doing)
+                return round.run(loaded, Effort(seconds), only, compare=baselines, images=images, tell=doing,
+                                 done=doing.done)
 
             measured(lambda: run(names), json_, compare, tolerance, out, doing,
                      lambda slower: run([] if WHOLE in slower else slower, False))
@@ -91,22 +95,25 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from .parts import embed
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: embed.run(loaded, Effort(seconds), doing), json_, compare, tolerance, out, doing)
+        measured(lambda: embed.run(loaded, Effort(seconds), doing, done=doing.done), json_, compare, tolerance, out,
+                 doing)
 
 
 @app.command("train")
 def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0, draw: DrawOption = 0,
+          images: ImagesOption = 0,
           json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
           out: PageOption = None) -> None:
     """A training step and epoch on the pool of CONFIG, against research code and torch.compile."""
     from .parts import training
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: training.run(loaded, Effort(seconds), tell=doing), json_, compare, tolerance, out, doing)
+        measured(lambda: training.run(loaded, Effort(seconds), images=images, tell=doing, done=doing.done), json_,
+                 compare, tolerance, out, doing)
 
 
 @app.command("scale")
@@ -123,7 +130,7 @@ def scale(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
     from .parts import scale
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     if workers:
         from .parts import workers as on_workers
 
@@ -146,16 +153,6 @@ def _numbers(text: str, least: int) -> list[int] | None:
     parts = [part.strip() for part in text.split(",")]
     return sorted({int(part) for part in parts}) if all(
         part.isdigit() and int(part) >= least for part in parts) else None
-
-
-class _Doing:
-    """Says what is being done, beside the spinner once it turns."""
-
-    status: Status | None = None
-
-    def __call__(self, text: str) -> None:
-        if self.status is not None:
-            self.status.update(text)
 
 
 @contextmanager
@@ -185,7 +182,7 @@ def data(seconds: SecondsOption = 2.0, json_: JsonOption = None, compare: Compar
     from .parts import data
     from .timing.measure import Effort
 
-    doing = _Doing()
+    doing = Doing()
     measured(lambda: data.run(Effort(seconds, 5, 30, 0.3), tell=doing), json_, compare, tolerance, out, doing)
 
 
@@ -206,7 +203,7 @@ def stream(images: Annotated[str, typer.Option(metavar="N,...", help="Images of 
             side.isdigit() and int(side) >= 64 for side in sides):
         raise InputError(f"--images is {images!r} and --size {size!r}: give for example --images 400,2975 and --size "
                          "512x1024 (64 pixels at least).")
-    doing = _Doing()
+    doing = Doing()
     with tempfile.TemporaryDirectory(prefix="meal-gpu-drawn-") as folder:
         measured(lambda: stream.run(root or Path(folder), [int(n) for n in counts], (int(sides[0]), int(sides[1])),
                                     budget_gb, doing), json_, None, "10%", out, doing)
@@ -217,7 +214,7 @@ def kernels(seconds: SecondsOption = 4.0,
             device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cuda or cpu.")] = "auto",
             json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
             out: PageOption = None) -> None:
-    """The patch-entropy kernel against the eager chain and torch.compile, beside the machine's roof."""
+    """The kernels of scoring and evaluation against the eager chain and torch.compile, beside the machine's roof."""
     from meal_gpu.config import Config
     from meal_gpu.machine.backend import resolve
 
@@ -225,7 +222,9 @@ def kernels(seconds: SecondsOption = 4.0,
     from .timing.measure import Effort
 
     chosen = resolve(Config.load({}, [f"device={device}", "query.strategy=entropy"])).device
-    measured(lambda: kernels.run(Effort(seconds), device=chosen), json_, compare, tolerance, out)
+    doing = Doing()
+    measured(lambda: kernels.run(Effort(seconds), device=chosen, done=doing.done), json_, compare, tolerance, out,
+             doing)
 
 
 @app.command("compare")
@@ -241,7 +240,7 @@ def compare_files(old: Annotated[Path, typer.Argument(metavar="OLD.json")],
 
 
 def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | None, tolerance: str,
-             out: Path | None, doing: "_Doing | None" = None,
+             out: Path | None, doing: Doing | None = None,
              again: Callable[[list[str]], "Result"] | None = None) -> None:
     """Measure, then print, write and compare. What can be refused is refused before the measuring.
 
@@ -270,7 +269,7 @@ def measured(run: Callable[[], "Result"], json_: Path | None, compare: Path | No
         _judge(confirmed(old, result, allowed, repeated), allowed)
 
 
-def _watched(run: Callable[[], "Result"], text: str, doing: "_Doing | None") -> "Result":
+def _watched(run: Callable[[], "Result"], text: str, doing: Doing | None) -> "Result":
     """Measure beside a spinner. A wrong result ends the command with exit code 1."""
     from .result import WrongResultError
 

@@ -168,6 +168,11 @@ class Estimate(_Model):
     device: str
     work: Work
     milliseconds: float
+    """At least: the larger of the next two."""
+    gpu_ms: float = 0.0
+    host_ms: float = 0.0
+    launches: int = 0
+    """Operations that the host starts; ``host_ms`` is 0 where they are replayed as graphs."""
     bound: str
     label: Literal["estimate"] = "estimate"
 

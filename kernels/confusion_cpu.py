@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .jit import compiled, torch_threads
 from .reference import FIRST, REST, taps32, vector_classes
-from .rows_cpu import BANDS, CELLS, COPY, PAD, RUN, TILE, aligned, bands, memory, mode_of, widen, write_run
+from .rows_cpu import BANDS, CELLS, COPY, PAD, RUN, TILE, aligned, bands, memory, mode_of, read_row, write_run
 
 LANES = 16  # pixels: an AVX-512 vector, or two of AVX2, which hide each other's latency
 PITCH = TILE + PAD
@@ -158,9 +158,7 @@ def _bands(  # type: ignore[no-untyped-def]
                 if held[r % 2] != r:
                     held[r % 2] = r
                     for c in range(C):
-                        begin = b * strides[0] + c * strides[1] + r * strides[2] + first * strides[3]
-                        widen(f32, bits, kind, begin, strides[3], n, row)
-                        row[n] = row[n - 1]
+                        read_row(f32, bits, kind, strides, b, c, r, first, n, row)
                         _expand(row, mode, first, x0, x1, wx, start, xs, corners[r % 2, 0, c], corners[r % 2, 1, c])
             upper, below = y0[ya] % 2, y1[ya] % 2
             for y in range(ya, yb):

@@ -6,7 +6,7 @@ How it is organised, and why:
   upsampling is done once per band; a row of it then costs one multiply-add per class and pixel.
 * Inside a band, tiles of TILE pixels: every inner loop runs over the TILE pixels of one class (class-outer), has a
   constant trip count and no branch, so LLVM vectorises it without a remainder, and a tile stays in the L1 cache.
-* PyPI's numba has no SVML, where ``math.exp`` is a scalar call. `_exp` is a polynomial, see its error bound.
+* PyPI's numba has no SVML, where ``math.exp`` is a scalar call. `exp_cpu.exp` is a polynomial, see its error bound.
 * The running maximum pushes the loser of each comparison into the next row of a buffer, so that the largest logit,
   whose exponential is exactly 1, is not among the C - 1 that remain. That saves one exponential and keeps 1 - p1 exact.
 * Interpolating in float32 is off by about 1e-7 of the largest logit, and that, as an absolute error of the differences
@@ -27,6 +27,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from .exp_cpu import exp, log1p
 from .jit import compiled, torch_threads
 from .reference import FLOAT32_LIMIT, SCORES, taps
 from .rows_cpu import (
@@ -38,54 +39,13 @@ from .rows_cpu import (
     RUN,
     TILE,
     aligned,
-    as_float,
     bands,
     memory,
     mode_of,
     pattern_of,
-    widen,
+    read_row,
     write_run,
 )
-
-EXP_MAX_REL_ERROR = 4e-7  # of `_exp` on [-87.3, 0]; below -88.03 it is exactly 0
-
-
-@njit(**FAST)
-def _exp(x):  # type: ignore[no-untyped-def]
-    """e^x for float32 x <= 0, relative error <= EXP_MAX_REL_ERROR, 0 below -88.03, NaN for NaN.
-
-    x = n log 2 + r with integer n and |r| <= log(2)/2; e^r is a polynomial (minimax fit, 1.1e-7). Adding 1.5 * 2^23 +
-    127 rounds to an integer and leaves n + 127 in the low bits of the sum: shifted by 23, they are the float 2^n.
-    """
-    x = np.float32(-88.02969) if x < np.float32(-88.02969) else x  # n = -127, whose 2^n comes out as 0
-    t = x * np.float32(1.44269504) + np.float32(12583039.0)
-    n = t - np.float32(12583039.0)
-    r = x - n * np.float32(0.69314718)
-    p = np.float32(0.0083125066) * r + np.float32(0.041890342)
-    p = p * r + np.float32(0.16667116)
-    p = p * r + np.float32(0.49999231)
-    p = p * r + np.float32(1.0)
-    p = p * r + np.float32(1.0)
-    return p * as_float(pattern_of(t) << 23)
-
-
-@njit(**FAST)
-def _log1p(s):  # type: ignore[no-untyped-def]
-    """log(1 + s) for float32 s >= 0, relative error <= 3e-7, also for tiny s; NaN for NaN.
-
-    1 + s = 2^k (1 + f) with |f| < 0.42, then 2 atanh(f / (2 + f)) as a series. For k = 0, f is s itself, unrounded.
-    """
-    S = np.float32(1.0) + s
-    k = (np.int32(pattern_of(S)) - np.int32(0x3F3504F3)) >> 23  # 0x3F3504F3 is sqrt(1/2)
-    scale = as_float((127 - k) << 23)
-    f = s if k == 0 else S * scale - np.float32(1.0)
-    z = f / (np.float32(2.0) + f)
-    q = z * z
-    p = np.float32(0.2222222) * q + np.float32(0.2857143)
-    p = p * q + np.float32(0.4)
-    p = p * q + np.float32(0.6666667)
-    p = p * q + np.float32(2.0)
-    return p * z + np.float32(np.int32(k)) * np.float32(0.69314718)
 
 
 @njit(**FAST)
@@ -134,15 +94,15 @@ def _tile(top, bottom, weight, score, m, lose, S, T, line):  # type: ignore[no-u
         for c in range(C - 1):
             for k in range(TILE):
                 d = np.float32(lose[c, k] - m[k])
-                e = _exp(d)
+                e = exp(d)
                 S[k] += e
                 T[k] += d * e
         for k in range(TILE):
-            line[k] = _log1p(S[k]) - T[k] / (np.float32(1.0) + S[k])
+            line[k] = log1p(S[k]) - T[k] / (np.float32(1.0) + S[k])
         return
     for c in range(C - 1):
         for k in range(TILE):
-            e = _exp(np.float32(lose[c, k] - m[k]))
+            e = exp(np.float32(lose[c, k] - m[k]))
             S[k] += e
             T[k] = e if e > T[k] else T[k]  # the second largest class, relative to the largest
     constant = np.float32(1.0) if score == 3 else np.float32(0.0)
@@ -198,9 +158,7 @@ def _bands(  # type: ignore[no-untyped-def]
                 if held[r % 2] != r:
                     held[r % 2] = r
                     for c in range(C):
-                        begin = b * strides[0] + c * strides[1] + r * strides[2] + first * strides[3]
-                        widen(f32, bits, kind, begin, strides[3], n, row)
-                        row[n] = row[n - 1]
+                        read_row(f32, bits, kind, strides, b, c, r, first, n, row)
                         largest = max(largest, _largest(row, n))
                         _expand(row, mode, first, x0, x1, wx, start, xs, lines[r % 2, c])
             if give_up and largest > limit:

@@ -95,6 +95,13 @@ def widen(f32, bits, kind, begin, step, n, row):  # type: ignore[no-untyped-def]
             row[x] = as_float(pattern_of(value) | ((u & 0x8000) << 16))
 
 
+@njit(**FAST)
+def read_row(f32, bits, kind, strides, b, c, r, first, n, row):  # type: ignore[no-untyped-def]
+    """n logits of class c in the low-resolution row r of image b, from column first on, and the last of them again."""
+    widen(f32, bits, kind, b * strides[0] + c * strides[1] + r * strides[2] + first * strides[3], strides[3], n, row)
+    row[n] = row[n - 1]
+
+
 @njit
 def aligned(rows, columns, like):  # type: ignore[no-untyped-def]
     """Uninitialised [rows, columns] of the dtype of like, from the begin of a cache line on."""

@@ -1,7 +1,7 @@
 """The exceptions that a user is meant to read: what was given, what is allowed, what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -15,6 +15,16 @@ class LabelsMissingError(Exception):
     def __init__(self, directory: Path, missing: int, wanted: int) -> None:
         self.directory, self.missing, self.wanted = directory, missing, wanted
         super().__init__(f"{missing} of {wanted} masks are missing in {directory}")
+
+
+def all_of(problems: Sequence[InputError], total: int, what: str) -> InputError:
+    """One error for all bad ones of ``total``, so that they can be repaired in one go."""
+    said = list(dict.fromkeys(map(str, problems)))
+    if len(said) == 1:
+        return InputError(said[0])
+    listed = [f"  {line}" for line in said[:10]]
+    more = [f"  and {len(said) - 10} more."] if len(said) > 10 else []
+    return InputError("\n".join([f"{len(said)} of {total} {what} cannot be used:", *listed, *more]))
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import MACHINE_KEYS, Config
+from .data.datasets import Dataset, open_dataset
+from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
 from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
+from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
 from .errors import InputError
 from .files import own_directory, remove_leftovers
@@ -35,7 +38,7 @@ from .records import (
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
-UNFINISHED = (".lock", "environment.json", ".environment.json.", ".config.yaml.")
+UNFINISHED = (".lock", "environment.json", ".environment.json.", "pool.json", ".pool.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
 
 SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
@@ -108,9 +111,9 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
             if begun and finished(directory, config):
                 write_report([load_run(directory)], directory / "report.html")
                 return directory
-            with _prepared(config, progress) as experiment:
+            with _prepared(config, progress, _pool(directory, config) if begun else None) as experiment:
                 if begun:
-                    _note_machine(directory, environment(experiment))
+                    _note(experiment, directory)
                 else:
                     _begin(experiment, directory)
                 return _run(experiment, directory, observe)
@@ -163,8 +166,9 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
     """
     directory = Path(directory)
     config = load_resumed(directory, overrides, accept)
-    with _explained(directory), _prepared(config, progress) as experiment, _alone(directory):
-        _note_machine(directory, environment(experiment))
+    with (_explained(directory), _prepared(config, progress, _pool(directory, config)) as experiment,
+          _alone(directory)):
+        _note(experiment, directory)
         return _run(experiment, directory, observe, accept)
 
 
@@ -219,14 +223,36 @@ def default_directory(config: Config) -> Path:
 
 
 def _begin(experiment: Experiment, directory: Path) -> None:
-    """Make a directory a run's. ``config.yaml`` is what makes it one."""
+    """Make a directory a run's. ``config.yaml`` is what makes it one; its name seals what follows."""
+    Order.of(experiment.stores.dataset).write(directory)
     write_config(directory, experiment.config)
     write_environment(directory, environment(experiment))
 
 
+def _note(experiment: Experiment, directory: Path) -> None:
+    """Keep what a run goes on with: the machine, and the images that have come since."""
+    _note_machine(directory, environment(experiment))
+    dataset = experiment.stores.dataset
+    if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
+        for seed in experiment.config.seeds:
+            for record in read_rounds(directory / f"seed-{seed}"):
+                check_same_images(record, experiment.grid, experiment.train.names, directory / f"seed-{seed}")
+    Order.of(dataset).write(directory)
+
+
+def _pool(directory: Path, config: Config) -> Dataset:
+    """The data set with the pool in the run's order; says what has changed since the run last went on."""
+    order, dataset = Order.read(directory), open_dataset(config.data)
+    if order is None:
+        return dataset
+    for line in changes(order.names, [sample.name for sample in dataset.train]):
+        _log.info("Since the run last went on: %s", line)
+    return arrange(dataset, order)
+
+
 @contextmanager
-def _prepared(config: Config, progress: Progress) -> Iterator[Experiment]:
-    experiment = prepare(config, progress)
+def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None) -> Iterator[Experiment]:
+    experiment = prepare(config, progress, dataset)
     try:
         yield experiment
     finally:
@@ -245,7 +271,7 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
         rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, store.names, experiment.grid, rules)
+        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 

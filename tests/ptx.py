@@ -60,6 +60,26 @@ def check(actual: np.ndarray, expected: torch.Tensor, rtol: float = 1e-5) -> Non
     np.testing.assert_allclose(actual, expected.numpy(), rtol=rtol, atol=1e-30)
 
 
+Launch = Callable[[Callable[[str], str]], tuple[bool, int]]
+"""Compiles and runs an edited kernel: whether its values are right, and its races."""
+
+
+def verdicts(launch: Launch, edit: Callable[[str], str] = lambda text: text) -> set[str]:
+    """What is found of a kernel: any of ``bounds``, ``races``, ``values``."""
+    try:
+        right, races = launch(edit)
+    except runner().PTXFault:
+        return {"bounds"}
+    return {name for name, found in (("values", not right), ("races", races)) if found}
+
+
+def assert_caught(mutation: tuple[str, str, str], source: str, launch: Launch) -> None:
+    """Of an edit (text, replacement, how it is caught), that the checks find it."""
+    old, new, how = mutation
+    assert old in source
+    assert how in verdicts(launch, lambda text: text.replace(old, new))
+
+
 class Kernels:
     """Modules of variants of entropy.cu, compiled in parallel."""
 

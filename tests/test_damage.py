@@ -69,7 +69,7 @@ def config(seed: int) -> Config:
         "epochs": 1, "final_epochs": 1}, query={"rounds": ROUNDS, "n_query": 2, "n_informative": 4})
 
 
-RUN = ["config.yaml", "environment.json", "report.html", "rounds.jsonl", "embedding.npz", "model.safetensors",
+RUN = ["config.yaml", "environment.json", "pool.json", "report.html", "rounds.jsonl", "embedding.npz", "model.safetensors",
        "round-01.npz", "round-02.npz"]
 FILES = [*(f"run {name}" for name in RUN), "sweep sweep.yaml", "sweep report.html",
          *(f"{split} {name}" for split in ("train", "val") for name in ("images.u8", "masks.u8", "manifest.json")),
@@ -198,7 +198,7 @@ def test_damage_is_told_or_does_not_matter(copied, monkeypatch, caplog, command,
 
 
 def test_the_cases_are_all_there():
-    assert len(FILES) == 17
+    assert len(FILES) == 18
     assert len(CASES) > 150
 
 

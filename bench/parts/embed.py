@@ -10,7 +10,7 @@ from meal_gpu.config import Config
 from meal_gpu.machine import umap_learn
 
 from ..baselines.rivals import Rival
-from ..result import Result
+from ..result import Result, Stage
 from ..subjects.ground import Ground
 from ..timing.measure import Effort
 from . import round
@@ -21,9 +21,10 @@ MOST_ROWS = 2000
 """Trustworthiness takes all distances: of so many rows at most."""
 
 
-def run(config: Config, effort: Effort, tell: Callable[[str], None] = lambda doing: None) -> Result:
+def run(config: Config, effort: Effort, tell: Callable[[str], None] = lambda doing: None,
+        done: Callable[[Stage], None] = lambda stage: None) -> Result:
     """Measure the stages of the embedding on the pool of a config. Raises as `round.run` does."""
-    return round.run(config, effort, part="embed", make=embed_cases, tell=tell)
+    return round.run(config, effort, part="embed", make=embed_cases, tell=tell, done=done)
 
 
 def embed_cases(ground: Ground) -> list[Case]:

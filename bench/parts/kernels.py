@@ -1,6 +1,7 @@
-"""``meal-gpu bench kernels``: the patch-entropy kernel against the eager chain and the best torch.compile of it.
+"""``meal-gpu bench kernels``: both kernels against the eager chain and the best torch.compile of it.
 
-Every alternative is compared with the float64 reference before it is timed.
+Patch entropy stands here: every alternative is compared with the float64 reference before it is timed. The confusion
+counts are those of `counting`.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from ..result import Baseline, Result, Stage, WrongResultError, baseline, stage
 from ..timing.measure import CPU, Calibration, Effort, enough_copies, interleaved, rotating
 from ..timing.memory import peak
 from ..timing.roofs import card, measure_roofs
+from . import counting
+from .counting import Counting
 
 EAGER, OURS = "eager chain", "meal_gpu.kernels"
 MAX_ERROR = 1e-5  # relative, of a patch sum, for an alternative to be timed
@@ -113,12 +116,20 @@ def run_case(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
                  f"error {errors[OURS]:.0e}")
 
 
-def run(effort: Effort = KERNEL_EFFORT, cases: Sequence[Case] | None = None,
-        device: torch.device = CPU) -> Result:
-    """Measure the roofs and all cases: `CASES` if none are given, and on CUDA `CUDA_CASES` besides."""
+def run(effort: Effort = KERNEL_EFFORT, cases: Sequence[Case | Counting] | None = None, device: torch.device = CPU,
+        done: Callable[[Stage], None] = lambda stage: None) -> Result:
+    """Measure the roofs and all cases: `CASES` if none are given, and on CUDA `CUDA_CASES` besides.
+
+    ``done`` is called with each as it is measured.
+    """
     if cases is None:
-        cases = CASES if device.type == "cpu" else CASES + CUDA_CASES
-    roofs, calibration = measure_roofs(device, torch.float32), Calibration(device)
-    return Result(part="kernels", subject="the score kernel", settings={"cases": [asdict(case) for case in cases]},
-                  machine=card(), device=str(device), roofs=roofs,
-                  stages=tuple(run_case(case, roofs, effort, device, calibration) for case in cases))
+        cases = (*CASES, *counting.CASES)
+        if device.type == "cuda":
+            cases = (*cases, *CUDA_CASES, *counting.CUDA_CASES)
+    roofs, calibration, stages = measure_roofs(device, torch.float32), Calibration(device), []
+    for case in cases:
+        of_kind = counting.run_case if isinstance(case, Counting) else run_case
+        stages.append(of_kind(case, roofs, effort, device, calibration))  # type: ignore[arg-type]
+        done(stages[-1])
+    return Result(part="kernels", subject="the kernels", settings={"cases": [asdict(case) for case in cases]},
+                  machine=card(), device=str(device), roofs=roofs, stages=tuple(stages))

@@ -28,7 +28,8 @@ SLOW_SECONDS = 4.0
 
 def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int = 2, compare: bool = True,
         images: int = 0, part: Part = "round", make: Callable[[Ground], list[Case]] = cases,
-        tell: Callable[[str], None] = lambda doing: None) -> Result:
+        tell: Callable[[str], None] = lambda doing: None,
+        done: Callable[[Stage], None] = lambda stage: None) -> Result:
     """Measure the stages of a round, or those of another part that ``make`` makes.
 
     Parameters
@@ -43,6 +44,8 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         Use a part of the pool, evenly spaced; 0: all of it.
     tell
         Called with what is being done.
+    done
+        Called with each stage as it is measured.
 
     Raises
     ------
@@ -66,6 +69,7 @@ def run(config: Config, effort: Effort, only: Collection[str] = (), whole: int =
         for number, case in enumerate(found, 1):
             tell(f"measuring {case.name} ({number} of {len(found)})")
             stages.append(measured(case, roofs, effort, device, calibration, compare))
+            done(stages[-1])
         subject, notes = describe(ground), acquisition(ground, stages) if part == "round" else []
         total = sum(case.in_whole * one.times.median_ms for case, one in zip(found, stages, strict=True))
         del ground, found  # the next round needs the memory

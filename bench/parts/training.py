@@ -11,18 +11,19 @@ from meal_gpu.config import Config
 
 from ..baselines import rivals
 from ..baselines.rivals import Rival
-from ..result import Result
+from ..result import Result, Stage
 from ..subjects.ground import Ground
 from ..timing.measure import Effort
 from . import round
 from .stages import Case, cases
 
 
-def run(config: Config, effort: Effort, compile_: bool = True,
-        tell: Callable[[str], None] = lambda doing: None) -> Result:
-    """Measure training on the pool of a config. Raises as `round.run` does."""
-    return round.run(config, effort, part="train", make=lambda ground: training_cases(ground, compile_),
-                     tell=tell)
+def run(config: Config, effort: Effort, compile_: bool = True, images: int = 0,
+        tell: Callable[[str], None] = lambda doing: None,
+        done: Callable[[Stage], None] = lambda stage: None) -> Result:
+    """Measure training on the pool of a config, or on ``images`` of it. Raises as `round.run` does."""
+    return round.run(config, effort, images=images, part="train",
+                     make=lambda ground: training_cases(ground, compile_), tell=tell, done=done)
 
 
 def training_cases(ground: Ground, compile_: bool = True) -> list[Case]:

@@ -187,11 +187,14 @@ def _estimates(estimates: tuple[Estimate, ...]) -> str:
     if not estimates:
         return ""
     rows = "".join(f'<tr><th scope="row">{escape(row.stage)}</th><td>~{row.milliseconds:.3g} (estimate)</td>'
-                   f"<td>{row.bound}</td><td>{row.work.bytes / 1e9:.3g}</td><td>{row.work.flops / 1e9:.4g}</td>"
+                   f"<td>{row.bound}</td><td>{row.gpu_ms:.3g}</td><td>{row.host_ms:.3g}</td><td>{row.launches:,}</td>"
+                   f"<td>{row.work.bytes / 1e9:.3g}</td><td>{row.work.flops / 1e9:.4g}</td>"
                    f"<td>{row.work.exps / 1e9:.3g}</td></tr>" for row in estimates)
-    return (f"<p>Estimates for {escape(estimates[0].device)}: counts over the rates of its data sheet. Nobody has "
-            'measured them.</p><div class="scroll"><table><thead><tr><th>stage</th><th>ms</th><th>bound</th>'
-            f"<th>GB</th><th>GFLOP</th><th>10⁹ exp</th></tr></thead><tbody>{rows}</tbody></table></div>")
+    headings = "".join(f"<th>{text}</th>" for text in ("stage", "ms, at least", "bound", "GPU ms", "host ms",
+                                                       "launches", "GB", "GFLOP", "10⁹ exp"))
+    return (f"<p>Estimates for {escape(estimates[0].device)}: counts over the rates of its data sheet, and the host's "
+            f'time for its launches. Nobody has measured them.</p><div class="scroll"><table><thead><tr>{headings}'
+            f"</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
 def _facts(result: Result) -> str:

@@ -54,6 +54,14 @@ def show(result: Result, console: Console) -> None:
     console.print(f"[bold]Next:[/] {escape(advice(result))}", highlight=False)
 
 
+def line(stage: Stage) -> str:
+    """A stage that has just been measured, in a line of a log."""
+    bound = f", {stage.share_of_roof:.0%} of its {stage.bound} roof" if stage.bound else ""
+    base = f", {_versus(stage)} times {stage.baselines[0].name}" if _versus(stage) != "–" else ""
+    took = milliseconds(stage.times.median_ms)
+    return f"{stage.name}: {took} ms for {stage.items:,} {stage.unit}{bound}{base}"
+
+
 def whole_text(whole: Whole) -> str:
     """A whole round beside the sum of its stages, in words."""
     took, summed = (f"{ms / 1e3:,.3g} s" for ms in (whole.times.median_ms, whole.stage_sum_ms))
@@ -112,11 +120,12 @@ def _estimates(result: Result) -> Table:
     table = Table(title=f"ESTIMATE for {result.estimates[0].device}: counts over data-sheet rates; nobody measured it",
                   title_justify="left", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for heading in ("estimated ms", "bound", "GB", "GFLOP", "Gexp"):
+    for heading in ("at least, ms", "bound", "GPU ms", "host ms", "launches", "GB", "GFLOP", "Gexp"):
         table.add_column(heading, justify="right")
     for row in result.estimates:
-        table.add_row(row.stage, f"~{row.milliseconds:.3g}", row.bound, f"{row.work.bytes / 1e9:.3g}",
-                      f"{row.work.flops / 1e9:.4g}", f"{row.work.exps / 1e9:.3g}")
+        table.add_row(row.stage, f"~{row.milliseconds:,.3g}", row.bound, f"{row.gpu_ms:,.3g}", f"{row.host_ms:,.3g}",
+                      f"{row.launches:,}", f"{row.work.bytes / 1e9:,.3g}", f"{row.work.flops / 1e9:,.4g}",
+                      f"{row.work.exps / 1e9:,.3g}")
     return table
 
 

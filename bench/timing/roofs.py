@@ -114,13 +114,13 @@ def _products(device: torch.device, dtype: torch.dtype) -> dict[str, tuple[str, 
 @cache
 def _exp_loop() -> Any:
     """Exponentials of a buffer in the L1 cache on all threads: only the kernel's polynomial."""
-    from meal_gpu.kernels.entropy_cpu import _exp
+    from meal_gpu.kernels.exp_cpu import exp
 
     @njit(fastmath={"contract"}, error_model="numpy")
     def one(x: Any, y: Any, repeats: int) -> None:
         for _ in range(repeats):
             for k in range(x.size):
-                y[k] = _exp(x[k])
+                y[k] = exp(x[k])
 
     @njit(parallel=True)
     def loop(x: Any, y: Any, repeats: int) -> None:

@@ -21,12 +21,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, all_of
 from ..files import open_own, own_directory, parse_json, seal_object, sync_directory, write_atomic
 from ..grid import Size
 from ..timing import Progress
 from .datasets import Sample
 from .decode import Decoded, decode_each, open_decoder
+from .fit import empty
 from .maskfile import differing
 from .rules import Rules
 from .store import FILES, FORMAT, Store, checksums_of, read_manifest, shapes_of
@@ -46,7 +47,10 @@ class Plan:
     rules: Rules
     settings: dict[str, Any]
     stamps: list[list[int]]
-    """Per image: size in bytes and time of change in ns of the image file and, where there is one, of the mask."""
+    """Per image: size in bytes and time of change in ns of the image file and, where there is one, of the mask. Empty
+    for an image whose file is gone."""
+    beside: Path | None = None
+    """A store of the same files in another order, whose pixels need not be decoded again."""
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +59,7 @@ class Plan:
     @property
     def parts(self) -> int:
         """Data files: 1 without masks, 2 with."""
-        return 1 if self.samples[0].mask is None else 2
+        return 2 if any(sample.mask is not None for sample in self.samples) else 1
 
     @property
     def row_bytes(self) -> tuple[int, ...]:
@@ -109,7 +113,7 @@ def build(plan: Plan, progress: Progress) -> None:
                 assert pixels is not None
                 _write_at(file, np.ascontiguousarray(pixels).data.cast("B"), i * length)
             rows[i] = Row(checksums_of(image, mask), source)
-            counts.add(mask)
+            counts.add(None if plan.samples[i].gone else mask)
             # Unbuffered: the line is in the file before the next image is begun, whatever happens to this process.
             line = json.dumps([i, plan.stamps[i], rows[i].checksums, source]).encode() + b"\n"
             _write_at(journal, memoryview(line), os.fstat(journal.fileno()).st_size)
@@ -118,7 +122,7 @@ def build(plan: Plan, progress: Progress) -> None:
                 told = now
                 progress(f"ingest {plan.split}", len(rows), total)
         if problems:
-            raise _all_of(problems, total)
+            raise all_of(problems, len({sample.image for sample in plan.samples}), "images")
         for file in files:
             os.fsync(file.fileno())
     manifest = {"format": FORMAT, "settings": plan.settings, "image_size": plan.size, "names": plan.names,
@@ -149,15 +153,6 @@ def _opened(plan: Plan, partial: Path) -> Iterator[tuple[list[BinaryIO], BinaryI
             stream.close()
 
 
-def _all_of(problems: list[InputError], total: int) -> InputError:
-    """One error for all bad files of a build, so that they can be repaired in one go."""
-    if len(problems) == 1:
-        return problems[0]
-    listed = [f"  {problem}" for problem in problems[:10]]
-    more = [f"  and {len(problems) - 10} more."] if len(problems) > 10 else []
-    return InputError("\n".join([f"{len(problems)} of {total} images cannot be used:", *listed, *more]))
-
-
 def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Counts) -> dict[int, Row]:
     """Rows of the images that an earlier build of the same plan had finished; all else is cut off.
 
@@ -184,7 +179,8 @@ def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Coun
                      for file, length in zip(files, plan.row_bytes, strict=True)]
             if stamp == plan.stamps[i] and sums == list(map(zlib.crc32, parts)) and i not in rows:
                 rows[i] = Row(sums, source)
-                counts.add(np.frombuffer(parts[1], np.uint8) if len(parts) == 2 else None)
+                counted = len(parts) == 2 and not plan.samples[i].gone
+                counts.add(np.frombuffer(parts[1], np.uint8) if counted else None)
         except (ValueError, TypeError, IndexError, OSError):  # a damaged line: its image is decoded again
             continue
     return rows
@@ -197,16 +193,23 @@ Pixels = tuple[np.ndarray, np.ndarray | None, list[int] | None]
 def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Pixels | InputError]]:
     """Images and masks: from the stale store where the source files are those it was made from, else decoded."""
     taken = set()
-    old, place = _stale(plan)
-    for i in todo if old is not None else ():
-        k = place.get((plan.samples[i].name, *plan.stamps[i]))
-        if old is not None and k is not None:
-            row = old.images[k], None if old.masks is None else old.masks[k]
-            if checksums_of(*row) == old.checksums[k]:
-                taken.add(i)
-                yield i, (*row, old.sources[k] if old.sources else None)
+    for path in filter(None, (plan.path, plan.beside)):
+        old, place = _stale(plan, path)
+        for i in todo if old is not None else ():
+            sample = plan.samples[i]
+            k = None if i in taken else place.get((sample.name,) if sample.gone else (sample.name, *plan.stamps[i]))
+            if old is not None and k is not None:
+                row = old.images[k], None if old.masks is None else old.masks[k]
+                if checksums_of(*row) == old.checksums[k]:
+                    taken.add(i)
+                    yield i, (*row, old.sources[k] if old.sources else None)
     if taken:
         _log.info("Taken over from the previous store: %d unchanged images.", len(taken))
+    for i in todo:
+        if plan.samples[i].gone and i not in taken:  # nobody has its pixels any more, and nobody is asked for them
+            taken.add(i)
+            image, mask = empty(plan.size)
+            yield i, (image, mask if plan.parts == 2 else None, None)
     rest = [i for i in todo if i not in taken]
     if rest:
         decoder = open_decoder(plan.settings["decoder"], plan.size)
@@ -221,17 +224,26 @@ def _checked(decoded: Decoded, palettes: dict[int, tuple[int, str]], sample: Sam
     return InputError(problem) if problem else (decoded.image, decoded.mask, [*source.size, source.turn])
 
 
-def _stale(plan: Plan) -> tuple[Store | None, dict[tuple[Any, ...], int]]:
-    """The store that is to be replaced, if it is readable and of the same settings, and where its images are."""
+def _stale(plan: Plan, path: Path) -> tuple[Store | None, dict[tuple[Any, ...], int]]:
+    """The store that is to be replaced, or that of another order, and where its images are: by name and stamps, and by
+    name alone. None where it is not readable, or of other settings."""
     try:
-        manifest = read_manifest(plan.path)
-        if manifest["settings"] != plan.settings:
+        manifest = read_manifest(path)
+        if _unordered(manifest["settings"]) != _unordered(plan.settings):
             return None, {}
-        store = Store.from_manifest(plan.path, manifest)
+        store = Store.from_manifest(path, manifest)
+        if len(store.checksums[0]) != plan.parts:
+            return None, {}
         stamps = manifest["stamps"]
-        return store, {(name, *stamp): k for k, (name, stamp) in enumerate(zip(store.names, stamps, strict=True))}
+        place: dict[tuple[Any, ...], int] = {(name,): k for k, name in enumerate(store.names)}
+        place |= {(name, *stamp): k for k, (name, stamp) in enumerate(zip(store.names, stamps, strict=True)) if stamp}
+        return store, place
     except (OSError, ValueError, TypeError, KeyError, InputError):
         return None, {}
+
+
+def _unordered(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "order"}
 
 
 def _discard(path: Path) -> None:

@@ -4,7 +4,7 @@ The counts were made while the store was built; only stores of before that are r
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,19 +37,20 @@ class Census:
     """Names of images whose pixels are equal."""
 
 
-def census(store: Store, n_classes: int | None = None) -> Census:
-    """Count a store. ``n_classes``: without it, as many as the highest class index that occurs."""
+def census(store: Store, n_classes: int | None = None, gone: Collection[str] = ()) -> Census:
+    """Count a store, without images that are ``gone``. ``n_classes``: by default the highest index that occurs, + 1."""
     pixels: Sequence[int] = ()
     images: Sequence[int] = ()
     if store.masks is not None:
         pixels, images = store.counts or _count(store.masks)
     n = n_classes if n_classes is not None else max((i + 1 for i in range(min(len(pixels), VOID)) if pixels[i]),
                                                     default=0)
-    known = [source for source in store.sources or () if source is not None]
+    known = [source for name, source in zip(store.names, store.sources or (), strict=False)
+             if source is not None and name not in gone]
     sizes = Counter((height, width) for height, width, _ in known)
-    return Census(len(store.names), tuple(pixels[:n]), tuple(images[:n]), pixels[VOID] if pixels else 0,
+    return Census(len(store.names) - len(gone), tuple(pixels[:n]), tuple(images[:n]), pixels[VOID] if pixels else 0,
                   images[VOID] if images else 0, dict(sizes.most_common()), sum(turn != 1 for *_, turn in known),
-                  _duplicates(store))
+                  _duplicates(store, gone))
 
 
 def check_classes(data: DataConfig, stores: Stores) -> None:
@@ -84,7 +85,7 @@ def check_classes(data: DataConfig, stores: Stores) -> None:
 def report(data: DataConfig, stores: Stores) -> list[str]:
     """About ten lines for a person: counts, sizes, what was turned, resized, left out or there twice."""
     dataset, lines = stores.dataset, list[str]()
-    pool = census(stores.train, len(dataset.class_names))
+    pool = census(stores.train, len(dataset.class_names), dataset.gone)
     val = census(stores.val, len(dataset.class_names)) if stores.val is not None else None
     lines.append(f"{pool.n_images} images in the pool, {val.n_images if val else 0} for validation.")
     for split, found in (("pool", pool), ("validation", val)):
@@ -110,13 +111,17 @@ def share(count: int, total: int) -> str:
 
 def _of_files(data: DataConfig, split: str, found: Census, stores: Stores) -> list[str]:
     lines = []
-    if found.sizes:
+    if found.sizes and data.tile is None:
         listed = ", ".join(f"{width} x {height} ({n})" for (height, width), n in list(found.sizes.items())[:3])
         more = f" and {len(found.sizes) - 3} other sizes" if len(found.sizes) > 3 else ""
         height, width = data.image_size
         resized = sum(n for size, n in found.sizes.items() if size != (height, width))
         lines.append(f"Sizes of the {split}'s files, width x height: {listed}{more}; {resized} of {found.n_images} "
                      f"are resized to {width} x {height}.")
+        large = sum(n for (h, w), n in found.sizes.items() if h >= 4 * height and w >= 4 * width)
+        if large:
+            lines.append(f"{large} of {found.n_images} images of the {split} are reduced to a quarter of their sides "
+                         f"or less; data.tile: [{height}, {width}] cuts files into images instead.")
         squashed = sum(n for (h, w), n in found.sizes.items() if not 1 / 1.1 <= h * width / (w * height) <= 1.1)
         if squashed and data.resize == "stretch":
             lines.append(f"{squashed} of {found.n_images} images of the {split} change their aspect ratio by more than "
@@ -144,10 +149,12 @@ def _count(masks: np.ndarray) -> list[list[int]]:
     return counts.as_lists()
 
 
-def _duplicates(store: Store) -> tuple[tuple[str, ...], ...]:
+def _duplicates(store: Store, gone: Collection[str]) -> tuple[tuple[str, ...], ...]:
     """Equal checksums point to them, equal pixels prove it."""
     by_sum: dict[int, list[int]] = {}
     for i, sums in enumerate(store.checksums):
+        if store.names[i] in gone:
+            continue
         by_sum.setdefault(sums[0], []).append(i)
     found = []
     for group in by_sum.values():

@@ -43,6 +43,11 @@ def class_table(data: DataConfig) -> tuple[tuple[str, ...], np.ndarray, Colours]
                              "pixels of that value are void. Give the other classes, or another data.ignore_index.")
     else:
         to_class = table(values, [] if data.ignore_index in values else [data.ignore_index])
+    if len(names) == 1:
+        example = f"mask_values: {{background: 0, {names[0]}: 1}}"
+        raise InputError(f"There is one class, '{names[0]}': a network that has nothing to decide is uncertain of "
+                         f"nothing. What is not {names[0]} is a class too: say so in data, for example {example}, with "
+                         "the values that the masks hold.")
     colours = _by_class(data.mask_colours, names, "mask_colours", lambda rgb: rgb[0] << 16 | rgb[1] << 8 | rgb[2])
     return names, to_class, colours or {}
 

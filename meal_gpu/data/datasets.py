@@ -7,14 +7,14 @@ import colorsys
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DataConfig
 from ..errors import InputError
-from . import scenes
+from . import scenes, tiles
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
@@ -42,6 +42,20 @@ class Dataset:
     """What the colours of masks in colour mean; empty where masks hold ids."""
     left_out: tuple[str, ...] = ()
     """What stands beside the files and is none of them, in words."""
+    first: int | None = None
+    """With how many images of ``train`` a run began; None for all of them."""
+    order: str | None = None
+    """Of a pool that has changed since: what its order is known by. See `order.arrange`."""
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """Names of images of ``train`` whose files are no more."""
+        return frozenset(sample.name for sample in self.train if sample.gone)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the pool's images have masks."""
+        return any(sample.mask is not None for sample in self.train)
 
     def rules(self, data: DataConfig) -> Rules:
         """How its files are read."""
@@ -51,9 +65,16 @@ class Dataset:
 def open_dataset(data: DataConfig) -> Dataset:
     """List the files of the configured data set and check that images and masks pair up; decode nothing.
 
+    With ``data.tile`` the files are cut into tiles, for which their headers are read.
+
     Raises `InputError` for a missing or empty directory, an image without mask, a mask without image.
     """
-    return DATASETS[data.dataset](data)
+    dataset = DATASETS[data.dataset](data)
+    if data.tile is None:
+        return dataset
+    reading = dataset.rules(data).reading
+    train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
+    return replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
 
 
 def cache_dir(data: DataConfig) -> Path:

@@ -25,6 +25,7 @@ from .fit import fitted, fitted_mask, inner_size
 from .imagefile import Picture, read_image, read_picture
 from .maskfile import Palette, nearest, read_classes
 from .rules import Rules
+from .tiles import Sheets, inside
 
 _log = logging.getLogger("meal_gpu")
 
@@ -118,12 +119,13 @@ def decode_each(samples: Sequence[Sample], size: Size, rules: Rules,
 
     For a bad one its `InputError`: an unreadable file, a mask of another size than its image, an id that is no class.
     """
+    sheets = Sheets(samples, rules)
     with ThreadPoolExecutor(_cores(), "read") as readers, ThreadPoolExecutor(1, "decode") as turns:
         ahead: deque[Future[list[Decoded | InputError]]] = deque()
         try:
             for first in range(0, len(samples), decoder.batch):
                 part = samples[first : first + decoder.batch]
-                reads = [readers.submit(read_sample, sample, size, rules) for sample in part]
+                reads = [readers.submit(read_sample, sample, size, rules, sheets) for sample in part]
                 ahead.append(turns.submit(_decode_batch, part, reads, rules, decoder))
                 if len(ahead) > 2:
                     yield from ahead.popleft().result()
@@ -141,8 +143,17 @@ class Read(NamedTuple):
     source: Source
 
 
-def read_sample(sample: Sample, size: Size, rules: Rules) -> Read:
-    """Read a sample's image for a decoder, and its mask as class indices, resized to ``size`` by nearest neighbour."""
+def read_sample(sample: Sample, size: Size, rules: Rules, sheets: Sheets | None = None) -> Read:
+    """Read a sample's image for a decoder, and its mask as class indices, resized to ``size`` by nearest neighbour.
+
+    A tile is cut from ``sheets``.
+    """
+    if sample.box is not None:
+        pixels, labels, turn = (sheets or Sheets([sample], rules)).read(sample)
+        y0, x0, y1, x1 = inside(sample)
+        source = Source((y1 - y0, x1 - x0), turn, labels.palette if labels is not None else {})
+        mask = None if labels is None else nearest(labels.classes, size)
+        return Read(Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn), mask, source)
     picture = read_picture(sample.image, rules.reading)
     source_size = picture.size
     fit = rules.resize == "fit" and inner_size(source_size, size) != size

@@ -1,13 +1,14 @@
 """Read one image or mask file: every pixel right, a stated conversion, or a clear error."""
 
 import io
+import mmap
 import os
 import re
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -51,10 +52,10 @@ def read_image(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> np.
     checksums of PNG chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its
     stream breaks. Metadata that cannot be read is no orientation.
     """
-    content = _content(path, reading)
+    content = file_content(path, reading)
     if reading.bands is not None and content.startswith(tiff.SIGNATURES):
         return _bands(content, path, reading)[0]
-    return _pixels(_header(content, path, reading), path, reading)[0]
+    return _pixels(header(content, path, reading), path, reading)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +75,11 @@ def read_picture(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> P
     Handed on as they are: PNG files of 8 bits a channel without palette or colour key, and JPEG files of grey or YCbCr
     that end as they should; none with an orientation. The rest is decoded here.
     """
-    content = _content(path, reading)
+    content = file_content(path, reading)
     if reading.bands is not None and content.startswith(tiff.SIGNATURES):
         pixels, turn = _bands(content, path, reading)
         return Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn)
-    image = _header(content, path, reading)
+    image = header(content, path, reading)
     if image.format == "PNG":
         # An orientation stands in one of these chunks. To ask Pillow for it would decode the image.
         plain = (image.mode in ("L", "RGB", "RGBA") and _rawmode(image) == image.mode
@@ -109,7 +110,7 @@ def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
     With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
     people draw have none. Raises as `read_mask`.
     """
-    image = _header(_content(path, reading), path, reading, mask=True)
+    image = header(file_content(path, reading), path, reading, mask=True)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
@@ -152,7 +153,7 @@ def _bands(content: bytes, path: str | os.PathLike[str], reading: Reading) -> tu
     tiff.check_layout(content, path, choosing=True)
     found = tiff.layout(content)
     if found is not None:
-        _check_size(*found.size, path, reading)
+        check_size(*found.size, path, reading)
     turn = found.turn if found is not None and found.turn in _TURNS else 1
     pixels = tiff.read_bands(content, path, reading.bands)
     if turn != 1 and reading.exif == "apply":
@@ -162,6 +163,12 @@ def _bands(content: bytes, path: str | os.PathLike[str], reading: Reading) -> tu
 
 def _pixels(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -> tuple[np.ndarray, int]:
     """uint8 ``[H, W, 3]``, and the orientation that the file asks for."""
+    image, turn = turned(image, path, reading)
+    return np.array(image), turn
+
+
+def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -> tuple[Image.Image, int]:
+    """Decode to RGB, turned as ``reading`` says; and the orientation that the file asks for."""
     if image.mode[0] in "IF" or _bits16(image):
         raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
                          "convert it, choosing yourself which range of values becomes 0 to 255.")
@@ -175,10 +182,12 @@ def _pixels(image: Image.Image, path: str | os.PathLike[str], reading: Reading) 
     if image.mode != "RGB":
         # Straight from P to RGB drops transparency as RGBA does, without Pillow's warning.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
-    return np.array(image), turn
+    return image, turn
 
 
-def _content(path: str | os.PathLike[str], reading: Reading) -> bytes:
+def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> bytes:
+    """All of a file. Raises `InputError` for one that cannot be read, is empty, is no regular file, has more bytes than
+    its limit of pixels allows, or is a PNG of other checksums."""
     try:
         # No format takes more for a pixel, so that a file's length is known to be believable before it is in memory.
         content = read_given(path, int(reading.max_pixels * _MOST_BYTES), "data.max_megapixels allows")
@@ -193,14 +202,16 @@ def _content(path: str | os.PathLike[str], reading: Reading) -> bytes:
     return content
 
 
-def _header(content: bytes, path: str | os.PathLike[str], reading: Reading, mask: bool = False) -> Image.Image:
+def header(content: tiff.Content, path: str | os.PathLike[str], reading: Reading, mask: bool = False) -> Image.Image:
     """The image, of which only the header has been looked at."""
-    if content.startswith(tiff.SIGNATURES) and not mask:
+    is_tiff = bytes(content[:4]) in tiff.SIGNATURES
+    if is_tiff and not mask:
         tiff.check_layout(content, path, reading.bands is not None)
     try:
-        image = Image.open(io.BytesIO(content))
+        source: Any = content if isinstance(content, mmap.mmap) else io.BytesIO(content)
+        image = Image.open(source)
     except UnidentifiedImageError:
-        layout = tiff.layout(content) if content.startswith(tiff.SIGNATURES) else None
+        layout = tiff.layout(content) if is_tiff else None
         if layout is not None and not mask:
             raise InputError(f"{path} is a TIFF file of {layout.words()} in a layout that Pillow does not open. Let "
                              "tifffile read it by choosing its bands, for example data.bands: [1, 2, 3], or convert "
@@ -209,11 +220,11 @@ def _header(content: bytes, path: str | os.PathLike[str], reading: Reading, mask
                          f"{', '.join(suffix[1:] for suffix in IMAGE_SUFFIXES)}.") from None
     except Exception as error:  # as in `orientation`
         raise _unreadable(path, error) from None
-    _check_size(image.height, image.width, path, reading)
+    check_size(image.height, image.width, path, reading)
     return image
 
 
-def _check_size(height: int, width: int, path: str | os.PathLike[str], reading: Reading) -> None:
+def check_size(height: int, width: int, path: str | os.PathLike[str], reading: Reading) -> None:
     if height * width > reading.max_pixels:
         raise InputError(f"{path} is too large: {width} x {height} pixels (width x height), "
                          f"{height * width / 1e6:,.0f} megapixels, and data.max_megapixels is "

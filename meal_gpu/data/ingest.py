@@ -6,6 +6,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import DataConfig
 from ..errors import InputError
@@ -13,6 +14,7 @@ from ..machine.backend import find_loader
 from ..timing import Progress, no_progress
 from .build import Plan, build, locked, writing
 from .datasets import Dataset, Sample, cache_dir, open_dataset
+from .order import changes
 from .store import FORMAT, Store, read_manifest
 
 __all__ = ["Store", "Stores", "ingest"]
@@ -45,21 +47,46 @@ def ingest(data: DataConfig, progress: Progress = no_progress, dataset: Dataset 
     return Stores(dataset, train, val)
 
 
+def changed(dataset: Dataset, data: DataConfig) -> list[str]:
+    """What of the pool's files is not as it was when they were last decoded, in words; nothing where they never were.
+    """
+    plan = _plan(dataset, "train", dataset.train, data, False)
+    try:
+        manifest = read_manifest(plan.path)
+        before = dict(zip(manifest["names"], manifest["stamps"], strict=True))
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
+    other = [name for name, stamp in zip(plan.names, plan.stamps, strict=True) if before.get(name, stamp) != stamp]
+    said = changes(before, plan.names)
+    if other:
+        said.append(f"{len(other)} {'images have' if len(other) > 1 else 'image has'} other files: "
+                    f"{', '.join(other[:5])}{', ...' if len(other) > 5 else ''}.")
+    return [f"Since the store was built: {line}" for line in said]
+
+
 def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> Plan:
     def directory(files: list[Path]) -> str:
         return os.path.commonpath([os.path.abspath(parent) for parent in {os.path.dirname(file) for file in files}])
 
     rules = dataset.rules(data)
     masks = [sample.mask for sample in samples if sample.mask is not None]
-    settings = {
+    there = tuple(sample for sample in samples if not sample.gone)
+    settings: dict[str, Any] = {
         "format": FORMAT, "dataset": dataset.name, "split": split, "image_size": list(data.image_size),
-        "images": directory([sample.image for sample in samples]), "masks": directory(masks) if masks else None,
-        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(samples, data, gpu), **rules.settings(),
+        "images": directory([sample.image for sample in there]), "masks": directory(masks) if masks else None,
+        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(there, data, gpu), **rules.settings(),
     }
-    key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     height, width = data.image_size
-    path = cache_dir(data).absolute() / f"{dataset.name}-{split}-{height}x{width}-{key}"
-    return Plan(path, split, samples, data.image_size, rules, settings, [_stamp(s) for s in samples])
+
+    def path() -> Path:
+        key = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
+        return cache_dir(data).absolute() / f"{dataset.name}-{split}-{height}x{width}-{key}"
+
+    beside = None
+    if dataset.order is not None and split == "train":
+        beside = path()
+        settings["order"] = dataset.order
+    return Plan(path(), split, samples, data.image_size, rules, settings, [_stamp(s) for s in samples], beside)
 
 
 def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
@@ -76,7 +103,7 @@ def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
 def _stamp(sample: Sample) -> list[int]:
     stamp = []
     for file in (sample.image, sample.mask):
-        if file is not None:
+        if file is not None and not sample.gone:
             try:
                 status = os.stat(file)
             except OSError as error:

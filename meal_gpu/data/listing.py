@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError, did_you_mean
+from ..grid import Box, Size
 from .imagefile import IMAGE_SUFFIXES
 
 
@@ -19,6 +20,12 @@ class Sample:
     name: str
     image: Path
     mask: Path | None
+    box: Box | None = None
+    """Of a tile: its pixels within its file, ``(y0, x0, y1, x1)``, which may reach beyond it."""
+    file_size: Size = (0, 0)
+    """Of a tile's file, (height, width)."""
+    gone: bool = False
+    """The file was there when a run began, and is no more; see `order`."""
 
 
 def names_in(directory: Path, key: str, directories: bool = False) -> list[str]:

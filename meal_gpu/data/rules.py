@@ -7,10 +7,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import DataConfig
+from ..grid import Size
 from .classes import VOID
 from .imagefile import Reading
 
-_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply", "bands": None, "resize": "stretch"}
+_AS_EVER: dict[str, Any] = {"palette": "auto", "exif": "apply", "bands": None, "resize": "stretch",
+                            "tile": None}
 """Keys that change pixels, at the values under which stores were built before there were any."""
 
 
@@ -27,6 +29,7 @@ class Rules:
     """The same for the colours of a palette: those that the data set is published with, or that reports show."""
     palette: Literal["auto", "index", "colour"] = "auto"
     resize: Literal["stretch", "fit"] = "stretch"
+    tile: Size | None = None
     reading: Reading = field(default_factory=Reading)
     """Of images."""
 
@@ -34,7 +37,7 @@ class Rules:
     def of(cls, data: DataConfig, to_class: np.ndarray, names: tuple[str, ...], palette: np.ndarray,
            colours: Mapping[int, int]) -> "Rules":
         shown = {int(red) << 16 | int(green) << 8 | int(blue): i for i, (red, green, blue) in enumerate(palette)}
-        return cls(to_class, names, colours, {**shown, **colours}, data.palette, data.resize,
+        return cls(to_class, names, colours, {**shown, **colours}, data.palette, data.resize, data.tile,
                    Reading(data.exif, data.max_megapixels * 1e6, data.bands))
 
     def table(self) -> dict[str, Any]:
@@ -54,10 +57,12 @@ class Rules:
     def settings(self) -> dict[str, Any]:
         """What a store's settings must name besides ``to_class``: nothing where files are read as they ever were."""
         now: dict[str, Any] = {"palette": self.palette, "exif": self.reading.exif, "bands": self.reading.bands,
-               "resize": self.resize}
+               "resize": self.resize, "tile": self.tile}
         settings = {key: value for key, value in now.items() if value != _AS_EVER[key]}
         if self.reading.bands:
             settings["bands"] = list(self.reading.bands)
+        if self.tile:
+            settings["tile"] = list(self.tile)
         if self.colours:
             settings["colours"] = [[colour, index] for colour, index in sorted(self.colours.items())]
         return settings

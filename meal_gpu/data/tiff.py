@@ -1,5 +1,6 @@
 """What a TIFF file says of itself: its tags decide whether it can be read, not what a library makes of its layout."""
 
+import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ import numpy as np
 
 from ..errors import InputError
 
+Content = bytes | mmap.mmap
+"""Of a file: read, or mapped where its header is enough."""
 SIGNATURES = (b"II*\0", b"MM\0*", b"MM*\0", b"II\0*", b"II+\0", b"MM\0+")
 """Two of them are in no standard; Pillow takes them."""
 _SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
@@ -43,7 +46,7 @@ class Layout:
         return ", ".join([*parts, "planar"] if self.planar and self.samples > 1 else parts)
 
 
-def layout(content: bytes) -> Layout | None:
+def layout(content: Content) -> Layout | None:
     """Read the tags; None where they cannot be."""
     try:
         tags = _tags(content)
@@ -54,7 +57,7 @@ def layout(content: bytes) -> Layout | None:
         return None
 
 
-def check_layout(content: bytes, path: object, choosing: bool) -> None:
+def check_layout(content: Content, path: object, choosing: bool) -> None:
     """Raise `InputError` for a layout that is no 8-bit grey, RGB, CMYK or palette, with or without alpha.
 
     ``choosing``: bands are picked by their numbers, so that there may be more of them.
@@ -116,7 +119,7 @@ def read_bands(content: bytes, path: object, bands: Sequence[int]) -> np.ndarray
     return np.ascontiguousarray(pixels[..., chosen])
 
 
-def _tags(content: bytes) -> dict[int, tuple[int, ...]]:
+def _tags(content: Content) -> dict[int, tuple[int, ...]]:
     """Whole numbers of the first directory, by tag; also of BigTIFF."""
     order, big = ("<" if content[:2] == b"II" else ">"), content[2:4] in (b"+\0", b"\0+")
     (start,) = struct.unpack_from(order + ("Q" if big else "I"), content, 8 if big else 4)

@@ -15,6 +15,7 @@ from ..stages.pool import Pool
 from ..stages.predict import Predictions
 from ..stages.select import PoolView, Strategy
 from ..timing import StageClock
+from .apart import choose_apart
 from .experiment import Experiment
 
 Seen = Predictions | Sharded
@@ -42,10 +43,18 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
         seen = experiment.look(model, _needs(experiment.strategy), pool.free)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
-        ids = experiment.strategy.choose(view, experiment.config.query.n_query)
+        ids = _choose(experiment, view, pool)
         ids, scores = _read(ids, seen, pool, experiment.config.query, k)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
     return Query(ids, scores, embedded)
+
+
+def _choose(experiment: Experiment, view: PoolView, pool: Pool) -> Tensor:
+    query, strategy = experiment.config.query, experiment.strategy
+    if not query.min_distance:
+        return strategy.choose(view, query.n_query)
+    near = experiment.embeddings.nearness
+    return choose_apart(strategy, view, query.n_query, near, pool.labelled_ids, query.min_distance)
 
 
 def _needs(strategy: Strategy) -> set[str]:
@@ -84,7 +93,7 @@ def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
 
     view = PoolView(
         image=ids // pool.grid.cells, cell=ids % pool.grid.cells,
-        free=pool.free, n_free=pool.n_patches - len(pool.labelled_ids), labelled=~pool.free, query=config.query,
+        free=pool.free, n_free=pool.n_free, labelled=~pool.free, query=config.query,
         score=seen.score, features=seen.features, probabilities=seen.probabilities, best=seen.best,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,

@@ -1,21 +1,19 @@
 """What a person should see before the first label is paid for: the census, and a page of images under their masks."""
 
-import base64
-import io
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..config import Config
 from ..data.census import census, check_classes, report, share
 from ..data.classes import VOID
-from ..data.ingest import Stores, ingest
+from ..data.datasets import open_dataset
+from ..data.ingest import Stores, changed, ingest
 from ..data.store import Store, compare
 from ..errors import InputError
 from ..files import write_atomic
-from ..report.pictures import swatch
+from ..report.pictures import photo, swatch
 from ..report.style import POLICY, STYLE
 from ..timing import Progress, no_progress
 
@@ -29,13 +27,15 @@ def check(config: Config, out: Path, progress: Progress = no_progress) -> tuple[
 
     Returns about ten lines, and what would stop a run, if anything would: the page shows that too.
     """
-    stores = ingest(config.data, progress)
+    dataset = open_dataset(config.data)
+    news = changed(dataset, config.data)
+    stores = ingest(config.data, progress, dataset)
     problem = None
     try:
         check_classes(config.data, stores)
     except InputError as error:
         problem = error
-    lines = report(config.data, stores)
+    lines = [*report(config.data, stores), *news]
     try:
         write_atomic(out, _page(config, stores, lines, problem).encode())
     except OSError as error:
@@ -93,22 +93,14 @@ def _chosen(store: Store) -> np.ndarray:
 
 def _card(store: Store, i: int, palette: np.ndarray) -> str:
     compare(store.images, i, i + 1)
-    image = np.asarray(store.images[i])
-    step = -(-image.shape[1] // _WIDEST)
-    pictures = [image[::step, ::step]]
+    pictures = [np.asarray(store.images[i])]
     if store.masks is not None:
         compare(store.masks, i, i + 1)
         colours = np.full((256, 3), 136, np.uint8)
         colours[: len(palette)] = palette
-        mask = np.asarray(store.masks[i])[::step, ::step]
+        mask = np.asarray(store.masks[i])
         shown = np.where((mask == VOID)[..., None], pictures[0] // 2 + 68, pictures[0] // 2 + colours[mask] // 2)
         pictures.append(shown.astype(np.uint8))
-    images = "".join(f'<img alt="" src="{_jpeg(picture)}">' for picture in pictures)
+    images = "".join(f'<img alt="" src="{photo(picture, _WIDEST)}">' for picture in pictures)
     return (f'<figure class="card"><div class="quad" style="grid-template-columns: repeat({len(pictures)}, 1fr)">'
             f"{images}</div><figcaption><b>{escape(store.names[i])}</b></figcaption></figure>")
-
-
-def _jpeg(pixels: np.ndarray) -> str:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

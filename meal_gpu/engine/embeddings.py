@@ -1,5 +1,6 @@
 """Φ of Step 0: the pool's plane, fitted on the vectors of the pretrained backbone, once per seed."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -13,8 +14,11 @@ from ..machine.backend import Backend
 from ..randomness import derive, generator
 from ..sharding.shards import Sharded
 from ..stages.embed import Embedding, fit, fit_cached
+from ..stages.near import NEAR, NearDuplicates, Nearness
 from ..stages.predict import Predictions
 from ..timing import Progress
+
+_log = logging.getLogger("meal_gpu")
 
 
 class Embeddings:
@@ -33,6 +37,8 @@ class Embeddings:
         self.config, self.backend, self.n_patches, self.progress = config, backend, n_patches, progress
         self.fitted: dict[int, Embedding] = {}
         """By seed."""
+        self.near: NearDuplicates | None = None
+        """How many patches look like another; known once vectors are there."""
         self._look = look
 
     def of(self, seed: int) -> Embedding:
@@ -48,7 +54,9 @@ class Embeddings:
         if self.n_patches > most:
             drawn = torch.randperm(self.n_patches, generator=generator(seed, 0, "umap sample"))[:most].sort().values
             ids = drawn.to(self.backend.device)
-            return replace(fit(self._seen.rows("features", ids), *settings, self.backend.umap), ids=ids)
+            vectors = self._seen.rows("features", ids)
+            self._count(Nearness.of(vectors))
+            return replace(fit(vectors, *settings, self.backend.umap), ids=ids)
         if self.config.model.freeze_backbone:  # only looked up, so its points are all that is needed
             cache = cache_dir(self.config.data) / "embeddings"
             return fit_cached(self.vectors, *settings, cache, self.backend.umap)
@@ -59,7 +67,19 @@ class Embeddings:
         """Of all patches under the pretrained backbone, float32 ``[n_patches, C]``."""
         held = self._seen.features
         assert held is not None
-        return held() if callable(held) else held
+        vectors = held() if callable(held) else held
+        self._count(Nearness.of(vectors))
+        return vectors
+
+    @cached_property
+    def nearness(self) -> Nearness:
+        """Distances between all patches of the pool."""
+        return Nearness.of(self.vectors)
+
+    def _count(self, near: Nearness) -> None:
+        if self.near is None:
+            self.near = near.count(self.config.query.min_distance or NEAR)
+            _log.info("%s", self.near.words(self.n_patches))
 
     @cached_property
     def _seen(self) -> Predictions | Sharded:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..config import Config
 from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
-from ..data.fit import blank_patches
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
@@ -26,6 +25,7 @@ from ..stages.pool import Pool
 from ..stages.predict import Predictions, predict
 from ..stages.select import Strategy, find_strategy
 from ..timing import Progress, no_progress
+from .askable import Askable
 from .embeddings import Embeddings
 from .feasible import check_feasible
 from .splits import Split, Validation
@@ -40,6 +40,8 @@ class Experiment:
     config: Config
     backend: Backend
     stores: Stores
+    askable: Askable
+    """Which of the pool's patches anybody is asked for."""
     strategy: Strategy
     placement: Placement
     pretrained: DeepLabV3Plus
@@ -71,15 +73,12 @@ class Experiment:
 
     def new_pool(self) -> Pool:
         """The pool with nothing labelled."""
-        return Pool(self.train.frames, self.train.names, self.blank)
+        return Pool(self.train.frames, self.train.names, self.askable.blank)
 
     @cached_property
-    def blank(self) -> Tensor | None:
-        """bool ``[images, cells]``: patches that no image fills, where images keep their aspect ratio; else None."""
-        if self.config.data.resize == "stretch" or self.stores.train.sources is None:
-            return None
-        blank = torch.from_numpy(blank_patches(self.stores.train.sources, self.grid))
-        return blank if bool(blank.any()) else None
+    def _filled(self) -> Tensor | None:
+        found = self.askable.filled
+        return None if found is None else found.to(self.backend.device)
 
     def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
         """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
@@ -101,7 +100,8 @@ class Experiment:
         if self.shards is not None and needs:
             return self.shards.look(model, needs, free, query.n_informative, self.progress)
         vectors = (lambda: self.embeddings.vectors) if self.config.model.freeze_backbone else None
-        return predict(model, self.train.features(model), needs, query.score, self.backend, self.progress, vectors)
+        return predict(model, self.train.features(model), needs, query.score, self.backend, self.progress, vectors,
+                       self._filled)
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -146,6 +146,8 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     for line in report(config.data, stores):
         _log.info("%s", line)
     check_classes(config.data, stores)
+    askable = Askable(config, stores)
+    askable.check_budget()
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)
     placement = place(config, sizes, backend.budget_bytes, workers is not None)
@@ -170,4 +172,5 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         held = resident(val.masks, backend.device, "mapped") if placement.val_masks == "resident" else val.masks
         masks = HeldFrames.of(held, config.data.tiling(), config.data.context, backend.device)
         validation = Validation(val.names, frames, frozen(frames, placement.val_cache, "val features"), backend, masks)
-    return Experiment(config, backend, stores, strategy, placement, pretrained, train, validation, progress, shards)
+    return Experiment(config, backend, stores, askable, strategy, placement, pretrained, train, validation, progress,
+                      shards)

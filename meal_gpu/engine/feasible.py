@@ -28,6 +28,6 @@ def _check_oracle(config: Config, dataset: Dataset) -> None:
     people = config.query.oracle == "people"
     if people and len(config.seeds) > 1:
         raise InputError(f"query.oracle is 'people' and seeds are {config.seeds}: people label one run. Give one seed.")
-    if not people and dataset.train[0].mask is None:
+    if not people and not dataset.labelled:
         raise InputError("The pool has no masks to simulate an oracle with. Give data.masks, or use query.oracle: "
                          "people.")

@@ -18,12 +18,15 @@ from torch import Tensor
 from ..data.census import share
 from ..data.classes import VOID
 from ..data.frames import as_tensor
+from ..data.listing import Sample
 from ..data.maskfile import read_classes
 from ..data.rules import Rules
 from ..data.store import compare
 from ..errors import InputError, LabelsMissingError
 from ..files import own_directory, parse_json, read_own, write_atomic
 from ..grid import Grid
+from .classfile import FILE, check_table, write_table
+from .outputs import find
 
 _log = logging.getLogger("meal_gpu")
 
@@ -62,13 +65,14 @@ class PeopleOracle:
     ways, and ids that are shifted by one are ids all the same.
     """
 
-    def __init__(self, directory: Path, images: np.ndarray, names: Sequence[str], grid: Grid, rules: Rules) -> None:
-        self.directory, self.images, self.names, self.grid, self.rules = directory, images, names, grid, rules
+    def __init__(self, directory: Path, images: np.ndarray, samples: Sequence[Sample], grid: Grid,
+                 rules: Rules) -> None:
+        self.directory, self.images, self.samples, self.grid, self.rules = directory, images, samples, grid, rules
         self._counts = np.zeros(256, np.int64)  # of all labels so far
 
     def label(self, round_: int, ids: Tensor) -> Tensor:
         folder = self.directory / "to-label" / f"round-{round_:02d}"
-        patches = [self.grid.describe(patch, self.names) for patch in ids.tolist()]
+        patches = [find(patch, self.grid, self.samples) for patch in ids.tolist()]
         files = _file_names(patches)
         query = [{"id": patch, **where, "file": file}
                  for patch, where, file in zip(ids.tolist(), patches, files, strict=True)]
@@ -76,6 +80,7 @@ class PeopleOracle:
         missing = [file for file in files if not (folder / "masks" / file).is_file()]
         if missing:
             raise LabelsMissingError(folder / "masks", len(missing), len(files))
+        check_table(folder, self.rules)
         labels = np.stack([self._read(folder / "masks" / file) for file in files])
         self._tell(round_, labels)
         return torch.from_numpy(labels)
@@ -101,7 +106,7 @@ class PeopleOracle:
         self._counts = before + now
 
     def _table(self, round_: int) -> Path:
-        return self.directory / "to-label" / f"round-{round_:02d}" / "classes.json"
+        return self.directory / "to-label" / f"round-{round_:02d}" / FILE
 
     def _ask(self, folder: Path, query: list[dict[str, Any]], round_: int) -> None:
         """Write the query; once written it stays as it is."""
@@ -120,7 +125,7 @@ class PeopleOracle:
             compare(self.images, image, image + 1)
             crop = Image.fromarray(np.asarray(self.images[image, y0:y1, x0:x1]))
             write_atomic(folder / "images" / patch["file"], partial(crop.save, format="PNG"))
-        write_atomic(folder / "classes.json", json.dumps(self.rules.table(), indent=1).encode())
+        write_table(folder, self.rules)
         write_atomic(folder / "query.json", json.dumps(query, indent=1).encode())
 
     def _asked(self, file: Path) -> Any:

@@ -11,7 +11,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from ..data.classes import VOID
+from ..data.listing import Sample
 from ..data.store import compare
+from ..data.tiles import whereabouts
 from ..errors import InputError
 from ..files import own_directory, write_atomic
 from ..grid import Grid
@@ -53,12 +55,19 @@ def results(history: History[Score], class_names: Sequence[str]) -> Record:
     }
 
 
-def describe(chosen: Query, grid: Grid, names: Sequence[str]) -> list[Record]:
-    """Patches as people and tools find them: id, image, row, col, box, score."""
+def describe(chosen: Query, grid: Grid, samples: Sequence[Sample]) -> list[Record]:
+    """Patches as people and tools find them: id, image, row, col, box, score; of tiles also where in which file."""
     ids = chosen.ids.tolist()
     scores = [None] * len(ids) if chosen.scores is None else chosen.scores.tolist()
-    return [{"id": patch, **grid.describe(patch, names), "score": score}
+    return [{"id": patch, **find(patch, grid, samples), "score": score}
             for patch, score in zip(ids, scores, strict=True)]
+
+
+def find(patch: int, grid: Grid, samples: Sequence[Sample]) -> Record:
+    """A patch's image, row, col and box; where that is a tile its file, and the box in the file's pixels."""
+    image, cell = grid.split(patch)
+    place = whereabouts(samples[image], grid.box(cell), (grid.height, grid.width))
+    return {**grid.describe(cell, [samples[image].name]), **place}
 
 
 def ids_of(patches: list[Record]) -> Tensor:

@@ -8,7 +8,6 @@ labelled, is reading the lines and revealing what they say.
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..network.model import DeepLabV3Plus
@@ -47,12 +46,17 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         that the run has seen.
     """
     rounds, pool = experiment.config.query.rounds, experiment.new_pool()
+    samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
-    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, pool.names)
+    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
     changed = False
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names, directory)
+        for what in ("queried", "next_query"):
+            experiment.askable.check_there(
+                [patch["image"] for patch in record[what]],
+                f"round {record['round'] + (what != 'queried')} of seed {seed} asks for a patch of it")
         labels = oracle.label(record["round"], ids_of(record["queried"]))
         changed |= outputs.check_same_labels(record, labels, len(experiment.class_names), directory, accept)
         outputs.check_new(record, pool, directory)
@@ -72,11 +76,13 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         next_query: list[Record] = []
         if k < rounds:
             chosen = acquire(experiment, pool, model, seed, k, clock)
-            next_query = outputs.describe(chosen, pool.grid, pool.names)
+            next_query = outputs.describe(chosen, pool.grid, samples)
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)
         record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock)
+        if next_query and experiment.embeddings.near is not None:
+            record["near_duplicates"] = experiment.embeddings.near.as_record()
         append_round(directory, record)
         observe(record)
         asked = next_query
@@ -84,11 +90,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
 
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
     """D_L at the start: all patches of a few random images (0: of all images), int64."""
-    n_images, cells = len(experiment.train.names), experiment.grid.cells
-    images = torch.randperm(n_images, generator=generator(seed, 0, "initial"))
-    images = images[: experiment.config.query.n_initial_images or n_images]
-    ids = (images[:, None] * cells + torch.arange(cells)).flatten()
-    return ids if experiment.blank is None else ids[~experiment.blank.view(-1)[ids]]
+    return experiment.askable.initial(seed)
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,

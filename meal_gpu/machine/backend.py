@@ -3,8 +3,6 @@
 import functools
 import importlib.util
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import torch
 from ..config import Config
 from ..errors import InputError, first_line
 from ..kernels import patch_entropy
-from . import arithmetic, card, heap, rapids
+from . import arithmetic, card, compiling, heap, rapids
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,20 +76,7 @@ class Backend:
         Networks of one architecture and batches of one shape share what is recorded. The next call of any compiled
         function overwrites the results: copy what is to stay.
         """
-        if self.compile == "none":
-            return function
-        if self.device.type == "cpu":  # it would tell of each graph that it is not recorded
-            logging.getLogger("torch._inductor.cudagraph_utils.__cudagraphs").setLevel(logging.ERROR)
-        if self.compile == "graphs":
-            fast = torch.compile(function, backend="cudagraphs", fullgraph=True, dynamic=False)
-        else:
-            fast = torch.compile(function, mode="reduce-overhead", fullgraph=True, dynamic=False)
-
-        def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            torch.compiler.cudagraph_mark_step_begin()
-            return fast(*args, **kwargs)
-
-        return call
+        return compiling.compiled(function, self.compile, self.device)
 
     def choices(self) -> dict[str, str]:
         """What was chosen and why, for people."""
@@ -150,7 +135,7 @@ def resolve(config: Config, embeds: bool = True) -> Backend:
     stream, stream_reason = _stream(config, device, loader)
     return Backend(device, device_reason, dtype, dtype_reason, umap, umap_reason, kmeans, kmeans_reason, loader,
                    loader_reason, stream, stream_reason, budget, config.model.fold_norms, config.model.compile,
-                   _compiler(config.model.compile, device), tf32, config.model.deterministic)
+                   compiling.ready(config.model.compile, device), tf32, config.model.deterministic)
 
 
 def find_loader(wanted: str) -> tuple[str, str]:
@@ -284,25 +269,3 @@ def _dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
     if native:
         return torch.bfloat16, "the processor multiplies it natively"
     return torch.float32, "the processor has no native bfloat16"
-
-
-def _compiler(wanted: str, device: torch.device) -> str:
-    """Make ready what ``model.compile`` asks for; what there is to say about it.
-
-    Raises `InputError` where a compiler is missing.
-    """
-    if wanted == "none":
-        return "asked for"
-    torch.compiler.reset()  # a process may make many runs, and PyTorch gives up after some shapes of one function
-    if wanted == "graphs":
-        without = "" if device.type == "cuda" else "; traced, but run one by one: CUDA graphs need CUDA"
-        return f"asked for{without}"
-    names = (os.environ.get("CC", "cc"), "gcc", "clang") if device.type == "cuda" else (os.environ.get("CXX", "g++"),)
-    if not any(map(shutil.which, names)):
-        raise InputError(f"model.compile is 'inductor', which needs a {'C' if device.type == 'cuda' else 'C++'} "
-                         f"compiler on {device.type}, and {' or '.join(names)} is not there. Install one (Debian: "
-                         "g++), or use model.compile: graphs or none.")
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise InputError("model.compile is 'inductor', which needs Triton on CUDA, and it is not installed: pip "
-                         "install triton, or use model.compile: graphs or none.")
-    return "asked for"

@@ -1,12 +1,12 @@
 """What a round would take at least on a GPU that nobody has measured: arithmetic, and labelled as such.
 
-Bytes, FLOPs and exponentials of each stage (`network_cost`) over a data sheet's rates, what `meal-gpu bench --estimate`
-prints; for `meal-gpu info` also the bytes that its operations move and their launches (`traffic`), which the host
-starts one after the other. A stage takes what the slower of GPU and host takes.
+Bytes, FLOPs and exponentials that each stage must have (`network_cost`), the bytes that its operations do move
+(`traffic`), both over a data sheet's rates, and its launches, which the host starts one after the other. A stage takes
+what the slower of GPU and host takes. `meal-gpu info CONFIG` and `meal-gpu bench --estimate` show it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -60,6 +60,12 @@ class Cost:
     gpu: float = 0.0
     launches: int = 0
     eager: bool = True
+    bound: str = ""
+    """What the GPU's seconds are bound by: ``memory``, ``exp``, ``FLOP``."""
+    work: Work = field(default_factory=Work)
+    """What must be done, with the bytes that are moved."""
+    copied: int = 0
+    """Bytes, where the stage is replayed as graphs: what PyTorch copies to where the graph reads it."""
 
     @property
     def host(self) -> float:
@@ -70,9 +76,61 @@ class Cost:
         """They overlap, so that the slower rules."""
         return max(self.gpu, self.host)
 
+    @property
+    def slower(self) -> str:
+        """``host``, or what bounds the GPU."""
+        return "host" if self.host > self.gpu else self.bound
+
+    def times(self, n: int) -> "Cost":
+        return replace(self, gpu=n * self.gpu, launches=n * self.launches, work=self.work.times(n),
+                       copied=n * self.copied)
+
     def __str__(self) -> str:
-        host = f"host {_seconds(self.host)} for {self.launches:,} launches" if self.eager else "replayed as graphs"
+        host = (f"host {_seconds(self.host)} for {self.launches:,} launches" if self.eager else
+                f"replayed as graphs, with {self.copied / 1e9:.2g} GB of copies")
         return f"{_seconds(self.seconds)} (GPU {_seconds(self.gpu)}, {host})"
+
+
+@dataclass(frozen=True)
+class Round:
+    """Costs of a round's stages, each done once."""
+
+    features: Cost
+    scoring: Cost
+    """The whole pool, `kernel` within; with a backbone that is trained, features within."""
+    kernel: Cost
+    epoch: Cost
+    """In the middle of a run."""
+    evaluation: Cost
+
+
+def costs(config: Config, device: str, n: int, n_val: int, classes: int) -> Round:
+    """On a device of `DATA_SHEETS`: ``n`` images of the pool, ``n_val`` to validate on."""
+    sheet, frozen, train = DATA_SHEETS[device], config.model.freeze_backbone, config.train
+    features, forward, kernel, epoch, evaluation = counts(config, n, n_val, classes).values()
+    moved, eager = of_stages(config, classes), config.model.compile == "none"
+    batch = images_per_batch(config.data.tiling(), DEVICE_BATCH_PIXELS)
+
+    def cost(parts: tuple[Work, ...], stage: str, times: int) -> Cost:
+        """Of so many batches or steps: what the operations move, but no less than what must be done."""
+        traffic: Traffic = moved[stage]
+        copied = 0 if eager else times * traffic.copied
+        done = replace(sum(parts, Work()), bytes=times * traffic.bytes + 2 * copied)
+        least, bound = max((sheet.least(part) for part in parts), key=lambda found: found[0])
+        least, moving = sum(sheet.least(part)[0] for part in parts), done.bytes / sheet.bytes
+        return Cost(max(least, moving), times * traffic.launches, eager, "memory" if moving >= least else bound, done,
+                    copied)
+
+    def alone(work: Work, launches: int) -> Cost:
+        return Cost(sheet.least(work)[0], launches, True, sheet.least(work)[1], work)
+
+    batches = math.ceil(n / batch)
+    return Round(
+        features=alone(features, features.dispatches),
+        scoring=cost((forward, kernel) if frozen else (features, forward, kernel), "scoring", batches),
+        kernel=alone(kernel, 2 * batches),  # with the one that adds its parts up
+        epoch=cost((epoch,), "training", max(middle(config, n) // train.batch_size, 1)),
+        evaluation=cost((evaluation,), "evaluation", math.ceil(n_val / batch)))
 
 
 def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
@@ -80,23 +138,9 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     name = next((name for name in DATA_SHEETS if name in str(card().get("gpu", "")).lower()), "h100")
     sheet, query, train = DATA_SHEETS[name], config.query, config.train
     n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
-    works = list(counts(config, n, n_val, extent.n_classes).values())
-    features, forward, kernel, epoch, evaluation = (sheet.least(work)[0] for work in works)
     frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
-    forward += 0.0 if frozen else features
-    moved, eager = of_stages(config, backend, extent.n_classes), config.model.compile == "none"
-    batch = images_per_batch(config.data.tiling(), DEVICE_BATCH_PIXELS)
-
-    def cost(stage: str, least: float, times: int) -> Cost:
-        """Of so many batches or steps: what the operations move, but no less than what must be done."""
-        traffic: Traffic = moved[stage]
-        return Cost(max(least, times * traffic.bytes / sheet.bytes), times * traffic.launches, eager)
-
-    scoring = cost("scoring", forward + kernel, math.ceil(n / batch))
-    steps = max(middle(config, n) // train.batch_size, 1) * train.epochs
-    training = cost("training", train.epochs * epoch, steps)
-    validating = cost("evaluation", evaluations * evaluation, evaluations * math.ceil(n_val / batch))
-    once = Cost(features, works[0].dispatches)
+    each = costs(config, name, n, n_val, extent.n_classes)
+    scoring, training, validating = each.scoring, each.epoch.times(train.epochs), each.evaluation.times(evaluations)
     fit = _embedding(config, n, name)
     each_round = fit if query.strategy == "meal_ft" else 0.0
     total = scoring.seconds + each_round + training.seconds + validating.seconds
@@ -115,9 +159,9 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
                    f"{sheet.exps / 1e12:.2f} T exp/s; {1e6 * LAUNCH_S:.0f} us of host a launch; the slower of the "
                    f"two counts. Reading, copies and libraries come on top. `meal-gpu bench` measures {measured}",
         "  decode": decode,
-        "  features": f"{once} once: the backbone is frozen" if frozen else "within forward and train",
+        "  features": f"{each.features} once: the backbone is frozen" if frozen else "within forward and train",
         "  forward": f"{scoring} for {n:,} images, the kernel within",
-        "  kernel": f"{_seconds(kernel)} for {patches:,} patches",
+        "  kernel": f"{_seconds(each.kernel.gpu)} for {patches:,} patches",
         "  embed": embed,
         "  train": f"{training} for {train.epochs} epochs on {middle(config, n):,} patches, the "
                    "middle of a run",

@@ -141,8 +141,8 @@ class Extent:
             return cls(len(scenes.CLASSES), data.n_images, data.n_val_images, True, 0)
         dataset = open_dataset(data)
         with Image.open(dataset.train[0].image) as file:  # reads the header
-            pixels = file.width * file.height
-        return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.train[0].mask is not None,
+            pixels = file.width * file.height if data.tile is None else data.tile[0] * data.tile[1]
+        return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.labelled,
                    pixels)
 
 

@@ -7,7 +7,7 @@ on CUDA each of three dropouts is four launches less.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,8 @@ class Traffic(TorchDispatchMode):
         """Bytes of the largest copy of an expanded tensor: values that stood in memory once, written many times."""
         self.one_block_rows = 0
         """Most rows of a matrix that `nll_loss` reduced, which a GPU does in one thread block."""
+        self.copied = 0
+        """Bytes that ``model.compile`` would copy where these operations are recorded as graphs; see `of_stages`."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -87,13 +89,53 @@ def _held(value: Tensor) -> int:
     return n * value.itemsize
 
 
-def of_stages(config: Config, backend: Backend, classes: int) -> dict[str, Traffic]:
+class _Given(TorchDispatchMode):
+    """While entered, sees the tensors that stood before and are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, Tensor] = {}
+        self._made: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and id(value) not in self._made:
+                self.read[id(value)] = value
+        self._made |= {id(value): value for value in tree_leaves(result)  # kept, so that no other gets its id
+                       if isinstance(value, Tensor) and id(value) not in self.read}
+        return result
+
+
+@dataclass(frozen=True)
+class _Recorded(Backend):
+    """Runs what may be recorded as a graph, and knows the bytes that its replay would copy: all that it is given.
+
+    PyTorch's ``cudagraphs`` treats no input as one that stays where it is, parameters and statistics among them.
+    """
+
+    copied: list[int] = field(default_factory=list)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _Given() as given:
+                result = function(*args, **kwargs)
+            self.copied.append(sum(map(_held, given.read.values())))
+            return result
+
+        return call
+
+
+def of_stages(config: Config, classes: int) -> dict[str, Traffic]:
     """One batch of ``scoring`` and of ``evaluation``, `images_per_batch` images each, and one step of ``training``.
 
-    Each patch of the step is of a frame of its own, as early rounds nearly have it.
+    Each patch of the step is of a frame of its own, as early rounds nearly have it. ``copied`` is what
+    ``model.compile: graphs`` would add for each of them.
     """
     grid, context = config.data.tiling(), config.data.context
-    pretended = replace(backend, device=torch.device("cpu"), dtype=torch.bfloat16, compile="none")
+    said = "counted"
+    pretended = _Recorded(torch.device("cpu"), said, torch.bfloat16, said, "umap-learn", said, "sklearn", said,
+                          "torchvision", said, "mapped", said, 0, config.model.fold_norms)
     with torch.device("meta"):
         model = DeepLabV3Plus(classes, config.model.without_weights)
     frame = grid.within(context)
@@ -137,8 +179,10 @@ def of_stages(config: Config, backend: Backend, classes: int) -> dict[str, Traff
         for name, ready in (("scoring", score), ("evaluation", evaluate), ("training", step)):
             work = ready()
             work()  # Adam makes its moments in the first step
+            pretended.copied.clear()
             with Traffic() as found[name]:
                 work()
+            found[name].copied = sum(pretended.copied)
     return found
 
 

@@ -36,8 +36,8 @@ class Allowance:
         return each if each >= 4 else 0
 
 
-def _size(height: int, width: int) -> tuple[int, int]:
-    scale = min(1.0, MAX_WIDTH / width)
+def _size(height: int, width: int, widest: int = MAX_WIDTH) -> tuple[int, int]:
+    scale = min(1.0, widest / width)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -47,9 +47,10 @@ def _uri(image: Image.Image, lossless: bool) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def photo(image: np.ndarray) -> str:
-    """Data URI of an image, uint8 ``[h, w, 3]``."""
-    return _uri(Image.fromarray(image).resize(_size(*image.shape[:2]), Image.Resampling.LANCZOS), lossless=False)
+def photo(image: np.ndarray, widest: int = MAX_WIDTH) -> str:
+    """Data URI of an image, uint8 ``[h, w, 3]``, reduced to ``widest`` pixels."""
+    small = Image.fromarray(image).resize(_size(image.shape[0], image.shape[1], widest), Image.Resampling.LANCZOS)
+    return _uri(small, lossless=False)
 
 
 def heat_map(entropy: np.ndarray, limit: float) -> str:

@@ -49,6 +49,9 @@ def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
         points[ids] = sample
         arrays = {**arrays, "points": points}
     if "points" in arrays:
+        more = run.dataset.n_patches - len(arrays["points"])
+        if more > 0:  # the pool has grown since
+            arrays = {**arrays, "points": np.pad(arrays["points"], ((0, more), (0, 0)), constant_values=np.nan)}
         return _pool_plane(run, index, seed, arrays, figures)
     rounds = [number for number in range(len(seed.rounds)) if f"round_{number}_points" in arrays]
     if not rounds:
@@ -78,6 +81,8 @@ def _misfit(arrays: Arrays, run: Run, seed: Seed) -> str:
             beside = ids(f"round_{round_[1]}_candidates" if round_ else "point_ids")
             rows = None if beside is None else run.dataset.n_patches if name == "points" and "point_ids" not in arrays \
                 else len(beside)
+            if name == "points" and "point_ids" not in arrays and array.ndim == 2:
+                rows = min(len(array), run.dataset.n_patches)  # a pool may have grown since
             if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0] != rows or array.shape[1] < 2:
                 return f"{name} is {array.dtype} {list(array.shape)}, where [{rows}, 2 or more] belongs"
             if not np.isfinite(array).all():

@@ -54,6 +54,14 @@ class Evaluation(BaseModel):
     iou: dict[str, Number] | None = None
 
 
+class NearDuplicates(BaseModel):
+    """Patches that have another within ``distance``, in units of the typical one; ``of`` were looked at."""
+
+    found: int
+    of: int
+    distance: float
+
+
 class Round(Evaluation):
     """One line of ``rounds.jsonl``; ``miou`` and ``iou`` are those of the best epoch by validation mIoU."""
 
@@ -66,6 +74,7 @@ class Round(Evaluation):
     next_query: list[Patch] = []
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
+    near_duplicates: NearDuplicates | None = None
 
 
 class Dataset(BaseModel):
@@ -79,6 +88,12 @@ class Dataset(BaseModel):
 
 class Environment(BaseModel, extra="allow"):
     dataset: Dataset
+    resumed_on: list["Environment"] = []
+
+    @property
+    def latest(self) -> Dataset:
+        """The data set as the run last saw it: a pool may grow."""
+        return self.resumed_on[-1].dataset if self.resumed_on else self.dataset
 
 
 @dataclass(frozen=True)
@@ -263,7 +278,7 @@ def _environment(path: Path, config: Config, seeds: Sequence[Seed]) -> tuple[dic
     n_patches = round(first.n_labelled / first.fraction) if first.fraction > 0 else 0
     try:
         environment = read_environment(path)
-        dataset = Environment.model_validate(environment).dataset
+        dataset = Environment.model_validate(environment).latest
         if first.iou is None or list(first.iou) == dataset.class_names:
             return environment, dataset
         why = f"{path / ENVIRONMENT} is of another run: its classes are not those of the rounds."

@@ -158,6 +158,11 @@ def notes(runs: Sequence[Run]) -> list[str]:
             found.append(f"{label} has no validation images, so there is no mIoU.")
         if run.edited:
             found.append(f"{label} was edited by hand after it was written, and taken as it is.")
+        near = next((record.near_duplicates for seed in run.seeds for record in seed.rounds if record.near_duplicates),
+                    None)
+        if near is not None and near.found:
+            found.append(f"{label}: {near.found:,} of {near.of:,} patches have a near-duplicate in the pool, another "
+                         f"patch within {near.distance:g} of the typical distance of two.")
         if not run.finished:
             found.append(f"{label} is unfinished; go on with: {run.resume_command}")
         if run.reference and run.reference.departures:

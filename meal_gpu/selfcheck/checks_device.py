@@ -17,7 +17,7 @@ from ..grid import Grid
 from ..machine import arithmetic
 from ..machine.backend import resolve
 from ..machine.transfers import Transfers
-from ..network.features import Features
+from ..network.features import Features, batch_pixels, full_batch
 from ..network.model import DeepLabV3Plus
 from ..planning.sizing import peak_scoring, peak_training
 from ..stages.evaluate import evaluate
@@ -105,12 +105,13 @@ def runs_twice() -> Finding:
 
 
 def memory() -> Finding:
-    """The peaks of scoring and of a training step against what `info` says; libraries' workspaces come on top."""
+    """The peaks of a batch of scoring and of a step against what `info` says; libraries' workspaces come on top."""
     device = outcome.cuda()
     config = Config.load(MEASURED)
     backend, grid = resolve(config, embeds=False), config.data.tiling()
     model = DeepLabV3Plus(11, config.model).to(device)
-    images = torch.zeros(8, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
+    n = full_batch(config.data, batch_pixels(backend))  # a batch as the forecast has it
+    images = torch.zeros(n, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
     features = Features.of(HeldFrames.of(images, grid, "image", device), model, backend, cached=False)
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
     ids = torch.arange(8, device=device) * grid.cells
@@ -123,7 +124,7 @@ def memory() -> Finding:
         "scoring": (lambda: predict(model.eval(), features, {"score"}, "entropy", backend),
                     peak_scoring(config, backend, model)),
         "training": (step, peak_training(config, backend, model))}
-    numbers: dict[str, float] = {}
+    numbers: dict[str, float] = {"scoring_images": n}
     for name, (work, said) in cases.items():
         work()  # kernels are chosen, Adam's moments made
         torch.cuda.synchronize()
@@ -148,10 +149,13 @@ def waits() -> Finding:
         evaluate(model, features, masks, n, experiment.backend)  # constants go to the device
         with Transfers() as counted:
             evaluate(model, features, masks, n, experiment.backend)
-    reads, sends = sum(counted.reads.values()), sum(counted.sends.values())
-    if set(counted.reads) - {"evaluate.py: tolist"} or reads > 1:
-        raise Deviation(f"an evaluation reads the device at {dict(counted.reads)}; once was expected", reads=reads)
-    return f"an evaluation on {device.type} reads once, and sends {sends} times", {"reads": reads, "sends": sends}
+    places, sends = counted.reads + counted.blocked, sum(counted.sends.values())  # a copy may make the host wait, too
+    numbers = {"waits": float(counted.waits), "reads": float(sum(counted.reads.values())), "sends": float(sends)}
+    if places != {"evaluate.py: tolist": 1}:
+        where = ", ".join(f"{place} x{count}" for place, count in sorted(places.items())) or "no place"
+        raise Deviation(f"an evaluation waits for the device at: {where}; at evaluate.py: tolist once was expected",
+                        **numbers)
+    return f"an evaluation on {device.type} waits once, and sends {sends} times", numbers
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {

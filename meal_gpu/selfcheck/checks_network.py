@@ -17,6 +17,7 @@ from ..engine.experiment import Experiment, prepare
 from ..engine.oracle import SimulatedOracle
 from ..engine.outputs import ids_of
 from ..engine.rounds import initial_patches, run_seed
+from ..errors import InputError
 from ..machine import arithmetic
 from ..machine.backend import Backend, resolve
 from ..machine.transfers import Transfers
@@ -117,6 +118,15 @@ def _compiled(device: torch.device, way: str, most: float) -> Finding:
     return text + (f", by {trained:.1e} after two steps" if trained else ""), numbers
 
 
+def _inductor(device: torch.device) -> Finding:
+    """As `_compiled`, where there is a compiler: a machine without one has nothing to check."""
+    try:
+        resolve(Config.load({"device": device.type, "model": {"compile": "inductor", "weights": "none"}}), embeds=False)
+    except InputError as missing:
+        raise Unavailable(str(missing).partition(" Install one")[0]) from None
+    return _compiled(device, "inductor", 0.1)
+
+
 def _trained(experiment: Experiment, backend: Backend) -> tuple[DeepLabV3Plus, float, Tensor, Tensor]:
     """A network after two steps with dropout; its scores before, the first step's loss, its scores then, none cached.
     """
@@ -176,6 +186,7 @@ def transfers() -> Finding:
         with Transfers() as counted:
             acquire(experiment, pool, model, 0, 0, clock)
     numbers = {"reads": float(sum(counted.reads.values())), "sends": float(sum(counted.sends.values())),
+               "waits": float(counted.waits),
                **{f"peak_{key}_bytes": float(value) for key, value in peak_bytes(device).items()}}
     if counted.reads != {"acquire.py: tolist": 1}:
         places = ", ".join(f"{place} x{count}" for place, count in sorted(counted.reads.items()))
@@ -189,7 +200,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "folded cpu": lambda: _folded(torch.device("cpu")), "folded cuda": lambda: _folded(outcome.cuda()),
     "graphs cpu": lambda: _compiled(torch.device("cpu"), "graphs", 0.0),
     "graphs cuda": lambda: _compiled(outcome.cuda(), "graphs", 1e-5),
-    "inductor cuda": lambda: _compiled(outcome.cuda(), "inductor", 0.1),
+    "inductor cuda": lambda: _inductor(outcome.cuda()),
     "run cpu": run_cpu, "run cuda": run_cuda, "transfers": transfers,
 }
 

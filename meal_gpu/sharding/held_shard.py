@@ -16,8 +16,9 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
 from ..config import Config
+from ..data.fit import extents, partly_filled
 from ..data.frames import Frames
-from ..data.store import map_images
+from ..data.store import map_images, read_manifest
 from ..machine.backend import Backend, resolve
 from ..network.features import Features, frames_of
 from ..network.model import DeepLabV3Plus
@@ -59,6 +60,8 @@ class Held:
 
     frames: Frames
     features: Features
+    filled: Tensor | None = None
+    """See `predict`."""
     vectors: Tensor | None = None
     """A frozen backbone's feature vectors: constants."""
     seen: dict[int, Predictions] = field(default_factory=dict)
@@ -82,7 +85,7 @@ class Holder:
             model = self._network(pass_.classes, weights)
             held = held or self._hold(shard, model, progress)
             scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
-                                     progress=progress)
+                                     progress=progress, filled=held.filled)
 
             def vectors() -> Tensor:
                 if held.vectors is None:
@@ -107,8 +110,17 @@ class Holder:
         where = place(config, measure(config, backend, model, len(images), 0), backend.budget_bytes)
         frames = frames_of(images, config, backend, where.images)
         features = Features.of(frames, model, backend, where.cache, "features", progress, self.job.batch)
-        self.shards[shard] = Held(frames, features)
+        self.shards[shard] = Held(frames, features, self._filled(shard))
         return self.shards[shard]
+
+    def _filled(self, shard: Shard) -> Tensor | None:
+        """The manifest, which names every image, is read only where images may not fill their frames."""
+        data = self.config.data
+        if data.resize != "fit" and data.tile is None:
+            return None
+        sources = read_manifest(Path(self.job.store)).get("sources")
+        found = None if sources is None else partly_filled(extents(sources[slice(*shard)], data), data.tiling())
+        return None if found is None else torch.from_numpy(found).to(self.backend.device)
 
 
 _holder: Holder | None = None

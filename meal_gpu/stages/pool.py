@@ -31,6 +31,7 @@ class Pool:
         self.labelled = torch.zeros(len(names), self.grid.cells, dtype=torch.bool, device=self.device)
         """bool ``[images, cells]``."""
         self.blank = None if blank is None else blank.to(self.device)
+        self._n_blank = 0 if blank is None else int(blank.sum())
         self.labelled_ids = torch.zeros(0, dtype=torch.int64, device=self.device)
         """int64 ``[n]``, in the order of revealing."""
         self.labels = torch.zeros(0, self.grid.patch_height, self.grid.patch_width, dtype=torch.uint8,
@@ -46,6 +47,11 @@ class Pool:
         """bool ``[n_patches]``: not labelled yet, and there to be labelled."""
         taken = self.labelled if self.blank is None else self.labelled | self.blank
         return ~taken.view(-1)
+
+    @property
+    def n_free(self) -> int:
+        """How many are `free`, counted without waiting for the device: nobody labels what is blank."""
+        return self.n_patches - self._n_blank - len(self.labelled_ids)
 
     @property
     def fraction(self) -> float:

@@ -10,6 +10,7 @@ from ..grid import Grid
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
+from ..network.features import filled as filled_up
 from ..network.fold import for_scoring
 from ..network.model import DeepLabV3Plus, Upsampling
 from ..network.windows import along
@@ -59,7 +60,8 @@ class PatchMaps:
 
 @torch.no_grad()
 def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], score: str, backend: Backend,
-            progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None) -> Predictions:
+            progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
+            filled: Tensor | None = None) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
 
     Parameters
@@ -70,12 +72,15 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
     vectors
         Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
+    filled
+        int64 ``[n_patches, 2]``: pixel rows and columns of each patch that its image fills, where some do not fill
+        theirs. The score is the mean over these pixels; features and probabilities are those of the whole patch.
 
     Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
     for the whole pool, without waiting.
     """
     if vectors is not None and "features" in needs:
-        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress)
+        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled)
         return replace(seen, features=vectors(), constant_features=True)
     wanted = tuple(name for name in ("score", "features", "probabilities") if name in needs)
     if not wanted:
@@ -93,7 +98,10 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
 
     low, high = features.means[features.low_size], features.means[features.high_size]
     for frames, given in features.given():
-        found = of_batch(network, given, features.upsampling, low, high, features.frames.grid, wanted, score, backend)
+        real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
+                                                     features.batch * cells)
+        found = of_batch(network, given, features.upsampling, low, high, features.frames.grid, wanted, score, backend,
+                         real)
         for name, values in zip(wanted, found, strict=True):
             keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
@@ -101,21 +109,42 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
 
 
 def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
-                  wanted: tuple[str, ...], score: str, backend: Backend) -> list[Tensor]:
-    """What is wanted of a batch, in that order; matrices from `Features`."""
+                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None = None) -> list[Tensor]:
+    """What is wanted of a batch, in that order; matrices from `Features`, ``filled`` of its patches as in `predict`."""
     if wanted == ("features",):
         with backend.autocast():
             return [patch_means(maps_of(model, given)[1], *high)]
     found = []
     logits, maps = logits_of(model, given, up, backend)
     if "score" in wanted:
-        sums = patch_entropy(logits, (grid.height, grid.width), (grid.rows, grid.cols), score=score)
-        found.append(sums.flatten() / grid.patch_pixels)
+        size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
+        if filled is None:
+            sums = patch_entropy(logits, size, tiling, score=score)
+            found.append(sums.flatten() / grid.patch_pixels)
+        else:
+            sums, pixels = patch_entropy(logits, size, tiling, score=score, return_map=True)
+            found.append(filled_means(sums.flatten() / grid.patch_pixels, pixels, grid, filled))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
         found.append(patch_means(logits.float().softmax(1), *low))
     return found
+
+
+def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> Tensor:
+    """Means over what images fill of their patches, float32 ``[B * cells]``, of scores float32 ``[B, H, W]``.
+
+    ``means`` are those over whole patches, and stay where a patch is filled. 0 where nothing is.
+    """
+    high, wide = grid.patch_height, grid.patch_width
+    pixels = pixels[:, : grid.rows * high, : grid.cols * wide]
+    patches = pixels.unflatten(2, (grid.cols, wide)).unflatten(1, (grid.rows, high)).transpose(2, 3).flatten(0, 2)
+    rows, cols = filled[:, 0, None], filled[:, 1, None]
+    real = ((torch.arange(high, device=filled.device) < rows)[:, :, None]
+            & (torch.arange(wide, device=filled.device) < cols)[:, None])
+    sums = torch.where(real, patches, 0.0).double().sum((1, 2))
+    count = filled.prod(1)
+    return torch.where(count == grid.patch_pixels, means, (sums / count.clamp(min=1)).float())
 
 
 @torch.no_grad()

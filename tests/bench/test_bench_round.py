@@ -3,23 +3,28 @@
 One measured round serves most tests: making the pool ready, with its UMAP fit, takes most of the time.
 """
 
+import io
 import time
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
+from rich.console import Console
+from tiny import tiny_backend, tiny_config
 
 from meal_gpu import InputError
 from meal_gpu.bench.baselines import rivals
 from meal_gpu.bench.parts import embed, estimate, kernels, round, stages, training
 from meal_gpu.bench.result import WrongResultError
 from meal_gpu.bench.show.compare import compare
+from meal_gpu.bench.show.table import line, show
 from meal_gpu.bench.subjects import ground
 from meal_gpu.bench.timing.measure import Calibration, Effort
 from meal_gpu.config import Config
+from meal_gpu.planning.estimate import describe
 from meal_gpu.planning.roofline import Roofs
+from meal_gpu.planning.sizing import Extent
 
 CPU = torch.device("cpu")
 ROOFS = Roofs(1, "float32", bytes=1e10, exps=1e9, flops=1e11, pixels=1e7, dispatches=1e5, updates=1e7)
@@ -188,6 +193,19 @@ def test_a_part_of_the_pool_is_evenly_spaced(config):
     assert ground.limited(config, 99).train == whole.train
 
 
+def test_training_takes_a_part_of_the_pool_and_tells_of_each_part_when_it_is_measured(config):
+    told: list[str] = []
+    part = config.revised("query", n_query=2, n_informative=4).revised("train", batch_size=2)
+    result = training.run(part, SHORT, compile_=False, images=4, tell=told.append,
+                          done=lambda stage: told.append(line(stage)))
+    assert result.subject.startswith("demo: 4 images")
+    assert result.settings["images"] == 4
+    measuring = [text for text in told if "training" in text]
+    assert [text.partition(":")[0] for text in measuring] == [
+        "measuring training step (1 of 2)", "training step", "measuring training epoch (2 of 2)", "training epoch"]
+    assert "times research code" in measuring[1]
+
+
 def test_a_pool_without_masks_is_refused(make_folder, tmp_path):
     values = {"dataset": "folder", "root": str(make_folder(size=(64, 96))), "masks": None, "val_images": None,
               "val_masks": None, "class_names": ["a", "b", "c"], "n_images": 4}
@@ -207,6 +225,25 @@ def test_the_estimate_is_labelled_and_is_arithmetic(config):
     assert entropy.milliseconds / 2975 * 1e3 == pytest.approx(1024 * 2048 * 18 / (132 * 16 * 1.98e9) * 1e6)
     with pytest.raises(InputError, match="Allowed: h100"):
         estimate.run(config, "abacus")
+
+
+def test_the_estimate_names_launches_and_the_host_and_the_slower_counts(monkeypatch):
+    rows = {row.stage: row for row in estimate.run(Config.load("camvid", ["data.root=."]), "h100").estimates}
+    for row in rows.values():
+        assert row.host_ms == pytest.approx(9e-3 * row.launches)
+        assert row.milliseconds == max(row.host_ms, row.gpu_ms)
+        assert (row.bound == "host") == (row.host_ms > row.gpu_ms)
+    epoch = next(row for name, row in rows.items() if name.startswith("an epoch"))
+    assert epoch.bound == "host"  # of small patches: 20 steps of some 220 launches
+    assert 3000 < epoch.launches < 5000
+    # info's figure of the same round, from the same counts
+    said = describe(Config.load("camvid", ["data.root=."]), tiny_backend(), Extent(11, 367, 101, True, 360 * 480))
+    assert f"for {25 * epoch.launches:,} launches" in said["  train"]
+    screen = io.StringIO()
+    show(estimate.run(Config.load("camvid", ["data.root=.", "model.compile=graphs"]), "h100"), Console(file=screen,
+                                                                                                       width=100))
+    for text in ("launches", "host ms", f"{epoch.launches:,}", "lower bounds"):
+        assert text in screen.getvalue()
 
 
 def test_kernels_and_round_count_alike(made):

@@ -133,6 +133,9 @@ def test_mask_values_map_any_value_to_any_class(make_folder: Make) -> None:
     ({"class_names": ["road"], "mask_values": {"roat": 0}}, "'roat', which is none of data.class_names. Did you mean"),
     ({"mask_values": {"a": 0, "b": [1, 0]}, "class_names": None}, "gives the value 0 to both 'a' and 'b'"),
     ({"class_names": ["only"], "ignore_index": 0}, "data.ignore_index is 0, which leaves no class"),
+    ({"class_names": ["only"]}, "There is one class, 'only'"),  # it trained, and ended in the kernel's traceback
+    ({"class_names": ["void", "road"], "ignore_index": 0}, "mask_values: {background: 0, road: 1}"),
+    ({"class_names": {"road": [9, 9, 9], "void": [0, 0, 0]}}, "There is one class, 'road'"),
 ])
 def test_tables_that_cannot_be_are_refused(keys: dict, message: str, make_folder: Make) -> None:
     assert message in refused("folder", make_folder(), **keys)

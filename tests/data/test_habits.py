@@ -231,7 +231,7 @@ def test_check_writes_a_page_of_overlays_and_says_what_would_stop_a_run(folder: 
     assert problem is not None
     assert "'tree'" in str(problem)
     page = (tmp_path / "check.html").read_text()
-    assert page.count("data:image/jpeg") == 2 * 20
+    assert page.count("data:image/webp") == 2 * 20
     assert "A run would stop here" in page
     assert all(name in page for name in ("road", "tree", "car", "&lt;i&gt;00"))
     assert "<i>00" not in page

@@ -7,6 +7,8 @@ import pytest
 from habits import IDS, SIZE, Folder
 from PIL import Image
 
+from meal_gpu.config import DataConfig
+
 # --- 7: names ---------------------------------------------------------------------------------------------------------
 
 
@@ -129,9 +131,12 @@ def test_a_portrait_keeps_its_aspect_ratio(loader: str, folder: Folder) -> None:
 
 
 def test_patches_beside_an_image_are_never_free() -> None:
-    from meal_gpu.data.fit import blank_patches
+    from meal_gpu.data.fit import blank_patches, extents
     from meal_gpu.grid import Grid
 
-    blank = blank_patches([[96, 48, 1], [12, 16, 1], None, [10, 100, 1]], Grid(2, 4, 48, 64))
+    data = DataConfig.model_validate({"image_size": (48, 64), "resize": "fit"})
+    there = extents([[96, 48, 1], [12, 16, 1], None, [10, 100, 1]], data)
+    assert there is not None
+    blank = blank_patches(there, Grid(2, 4, 48, 64))
     assert blank.reshape(4, 2, 4).tolist() == [
         [[False, False, True, True]] * 2, [[False] * 4] * 2, [[False] * 4] * 2, [[False] * 4, [True] * 4]]

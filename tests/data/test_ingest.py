@@ -60,7 +60,7 @@ def test_images_of_many_sizes_without_masks(tmp_path: Path) -> None:
     for i in range(5):
         pixels = rng.integers(0, 256, (10 + 7 * i, 50 - 6 * i, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
-    data = DataConfig(dataset="folder", root=tmp_path, masks=None, val_images=None, class_names=["a"],
+    data = DataConfig(dataset="folder", root=tmp_path, masks=None, val_images=None, class_names=["a", "b"],
                       image_size=(20, 30), store=tmp_path / "store")
     stores = ingest(data)
     assert stores.val is None

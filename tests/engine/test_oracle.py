@@ -1,6 +1,7 @@
 """Who labels: masks that are there already, or people through a folder."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import noise
 
+from meal_gpu.data.listing import Sample
 from meal_gpu.data.rules import Rules
 from meal_gpu.engine.oracle import PeopleOracle, SimulatedOracle
 from meal_gpu.errors import InputError, LabelsMissingError
@@ -17,6 +19,7 @@ from meal_gpu.grid import Grid
 
 GRID = Grid(2, 3, 17, 25)  # patches of 8 x 8, a remainder on both axes
 NAMES = ["seq_01", "seq_02", "seq_03"]
+SAMPLES = [Sample(name, Path(name), None) for name in NAMES]
 IMAGES = noise(3, 17, 25).numpy()
 # CamVid's way: ids 0, 1, 2 are classes, 11 is void, everything else is a mistake.
 TO_CLASS = np.full(256, 254, np.uint8)
@@ -40,7 +43,7 @@ def test_the_simulated_oracle_shows_the_masks(rows, cols, height, width, data):
 
 @pytest.fixture
 def oracle(tmp_path) -> PeopleOracle:
-    return PeopleOracle(tmp_path, IMAGES, NAMES, GRID, RULES)
+    return PeopleOracle(tmp_path, IMAGES, SAMPLES, GRID, RULES)
 
 
 @pytest.fixture

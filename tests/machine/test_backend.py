@@ -217,7 +217,7 @@ def test_dali_does_not_stream_while_graphs_are_recorded(with_cuda, switches, mon
     """It waits for the device in a thread of its own; CUDA gives a recording up for that."""
     monkeypatch.setattr(backend, "find_loader", lambda wanted: ("dali", "installed"))
     for way in ("graphs", "inductor"):
-        monkeypatch.setattr(backend, "_compiler", lambda wanted, device: "asked for")
+        monkeypatch.setattr(backend.compiling, "ready", lambda wanted, device: "asked for")
         chosen = resolve(Config.load({}, [f"model.compile={way}"]))
         assert (chosen.loader, chosen.stream) == ("dali", "mapped")
         assert "DALI could disturb" in chosen.stream_reason

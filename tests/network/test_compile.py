@@ -10,7 +10,9 @@ import shutil
 import pytest
 import torch
 from tiny import CPU, TINY, noise, stir_norms, tiny_backend, tiny_config, tiny_features, tiny_model
+from torch._dynamo.backends import cudagraphs
 from torch._dynamo.utils import counters
+from torch._inductor import cudagraph_trees
 
 from meal_gpu.config import Config, TrainConfig
 from meal_gpu.data.frames import HeldFrames
@@ -18,6 +20,7 @@ from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.launch import run
 from meal_gpu.machine.backend import resolve
+from meal_gpu.planning.traffic import _Recorded
 from meal_gpu.records import read_rounds
 from meal_gpu.stages.evaluate import confusion
 from meal_gpu.stages.predict import predict
@@ -52,6 +55,39 @@ def test_graphs_give_the_same_bits_and_are_traced_once(frozen, dtype, monkeypatc
         expected, found = a_round(seed, frozen, plain), a_round(seed, frozen, graphs)
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
         assert counters["stats"]["unique_graphs"] == (3 if frozen else 2)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_a_replay_copies(frozen, monkeypatch):
+    """All that a graph is given, by what PyTorch says to its recorder: no input is one that stays in its place.
+
+    So one recording serves the networks of all rounds. The bytes are those that the budgets count without PyTorch's
+    compiler. A backward pass gets what the forward one left in the graphs' memory, and the loss's gradient of 4 bytes.
+    """
+    graphs: list[tuple[bool, int, int, int]] = []
+
+    def recorder(function, inputs, static, **how):
+        assert how["mutated_input_idxs"] == set()  # with one it would record nothing
+        copied = [value for i, value in enumerate(inputs) if i not in static]
+        graphs.append((how["is_backward"], len(static), len(copied), sum(value.nbytes for value in copied)))
+        return function
+
+    monkeypatch.setattr(cudagraph_trees, "cudagraphify_impl", recorder)  # what stands on the driver
+    monkeypatch.setattr(cudagraphs, "check_for_skip", lambda *graph: None)
+    monkeypatch.setattr(cudagraphs, "get_device_index", lambda graph: 0)
+    torch.compiler.reset()
+    counted = _Recorded(**vars(dataclasses.replace(tiny_backend())))
+    for backend in (dataclasses.replace(tiny_backend(), compile="graphs"), counted):
+        model = tiny_model(5, freeze_backbone=frozen)
+        features = tiny_features(model, noise(4, 64, 96), (2, 3), cached=frozen, backend=backend)
+        predict(model, features, {"score"}, "entropy", backend)
+        ids, labels = torch.tensor([0, 1, 7, 8]), torch.zeros(4, 32, 32, dtype=torch.uint8)
+        train(model, features, ids, labels, TrainConfig(batch_size=4), 1, backend, torch.Generator().manual_seed(0),
+              lambda: None)
+    assert [(backward, static) for backward, static, _, _ in graphs[:2]] == [(False, 0)] * 2
+    assert graphs[2][0]
+    assert graphs[2][2:] == (1, 4)
+    assert [n_bytes for _, _, _, n_bytes in graphs[:2]] == counted.copied
 
 
 def test_a_run_with_graphs_asks_for_the_same_patches(tmp_path):

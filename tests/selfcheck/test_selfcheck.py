@@ -3,8 +3,10 @@
 What a check would find on a GPU is injected here; on a machine that has one, the tests marked ``gpu`` run them there.
 """
 
+import contextlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -272,12 +274,22 @@ def test_memory_that_nobody_foretold_is_found(monkeypatch, on_cpu):
     small = {"data": {"dataset": "demo", "image_size": [64, 96], "grid": [2, 3]}, "device": "cpu",
              "model": {"backbone": "mobilenetv2_035", "weights": "none", "cache_features": "never"}}
     monkeypatch.setattr(checks_device, "MEASURED", small)
+    monkeypatch.setattr("meal_gpu.network.features.BATCH_PIXELS", 9 * 64 * 96)
     for name, value in (("synchronize", None), ("reset_peak_memory_stats", None), ("memory_allocated", 5)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     for peak, state in ((10**6, "ok"), (10**12, "failed")):
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda peak=peak: peak)
-        assert one("memory cuda").state == state
+        found = one("memory cuda")
+        assert found.state == state
+        assert found.numbers["scoring_images"] == 9  # the batch that is measured is the one that is foretold
     expect("memory cuda", "scoring took 1000.00 GB at its peak, and info says")
+
+
+def test_without_a_compiler_inductor_is_not_available_and_not_broken(monkeypatch, on_cpu):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    result = one("inductor cuda")
+    assert result.state == "not available here"
+    assert "compiler" in result.detail
 
 
 def test_an_evaluation_that_waits_twice_is_found(monkeypatch):
@@ -286,8 +298,14 @@ def test_an_evaluation_that_waits_twice_is_found(monkeypatch):
         return evaluate(model, features, *args)
 
     evaluate = checks_device.evaluate
-    monkeypatch.setattr(checks_device, "evaluate", reading)
-    expect("waits", "once was expected")
+    def sending(model, features, *args):
+        with contextlib.suppress(Exception):  # no device is here to take it
+            torch.tensor([1.0], device="cuda")
+        return evaluate(model, features, *args)
+
+    for waits_twice, place in ((reading, "checks_device.py: item"), (sending, ": tensor")):
+        monkeypatch.setattr(checks_device, "evaluate", waits_twice)
+        expect("waits", "waits for the device at", place, "evaluate.py: tolist x1", "once was expected")
 
 
 ABSENT = """

@@ -1,0 +1,77 @@
+"""The order of a run's images, from which patches have their ids: it only ever grows.
+
+A run keeps it in ``pool.json``. Where the files are still those it began with, that is their order by name. Files that
+come later stand behind those, whatever their names, and a file that has gone keeps its place: what was written of a
+patch holds, and equal ids are equal patches in all rounds.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import open_object, parse_json, read_own, seal_object, write_atomic
+from .datasets import Dataset, Sample
+
+FILE = "pool.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    names: tuple[str, ...]
+    first: int
+    """How many of them the run began with."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Order":
+        names = tuple(sample.name for sample in dataset.train)
+        return cls(names, dataset.first or len(names))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Order | None":
+        """Of a run; None where it has none, as runs of before had."""
+        file = directory / FILE
+        if not os.path.lexists(file):
+            return None
+        try:
+            text, _, right = open_object(read_own(file))
+            if right is False:
+                raise ValueError("its checksum is another")
+            held = parse_json(text)
+            return cls(tuple(held["names"]), int(held["first"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged ({error}). Delete it if the images are still those that the run began "
+                             "with.") from None
+
+    def write(self, directory: Path) -> None:
+        text = json.dumps({"first": self.first, "names": self.names}).encode()
+        write_atomic(directory / FILE, seal_object(text))
+
+    @property
+    def key(self) -> str:
+        """What a store of a pool in this order is known by, however far it grows."""
+        return hashlib.blake2b("\n".join(self.names[: self.first]).encode(), digest_size=8).hexdigest()
+
+
+def arrange(dataset: Dataset, order: Order) -> Dataset:
+    """The data set with the pool in a run's order: new images behind the known ones, gone ones in their places."""
+    now = {sample.name: sample for sample in dataset.train}
+    known = set(order.names)
+    names = [*order.names, *(name for name in now if name not in known)]
+    if names == list(now):
+        return replace(dataset, first=order.first)
+    train = tuple(now.get(name) or Sample(name, Path(name), None, gone=True) for name in names)
+    return replace(dataset, train=train, first=order.first, order=order.key)
+
+
+def changes(before: Collection[str], now: Collection[str]) -> list[str]:
+    """``3 images are new: a, b, c.``; nothing where nothing has changed."""
+    said = []
+    for what, names in (("new", sorted(set(now) - set(before))), ("gone", sorted(set(before) - set(now)))):
+        if names:
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            said.append(f"{len(names)} {'images are' if len(names) > 1 else 'image is'} {what}: {listed}.")
+    return said

@@ -1,0 +1,86 @@
+"""Which patches of a pool anybody can be asked for, and those that a run begins with."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..data.fit import blank_patches, extents, partly_filled
+from ..data.ingest import Stores
+from ..errors import InputError
+from ..randomness import generator
+
+
+@dataclass
+class Askable:
+    """Of a run's pool; the tensors are on the host."""
+
+    config: Config
+    stores: Stores
+
+    @cached_property
+    def extents(self) -> np.ndarray | None:
+        """int64 ``[images, 2]``: what each fills of its frame; None where all do."""
+        sources = self.stores.train.sources
+        return None if sources is None else extents(sources, self.config.data)
+
+    @cached_property
+    def filled(self) -> Tensor | None:
+        """What images fill of their patches: see `predict`."""
+        found = partly_filled(self.extents, self.config.data.tiling())
+        return None if found is None else torch.from_numpy(found)
+
+    @cached_property
+    def blank(self) -> Tensor | None:
+        """bool ``[images, cells]``: patches that nobody is asked for: those that no image fills, where images keep
+        their aspect ratio or are tiles, and those of images whose files are gone; None where there are none."""
+        grid, names, gone = self.config.data.tiling(), self.stores.train.names, self.stores.dataset.gone
+        blank = torch.zeros(len(names), grid.cells, dtype=torch.bool)
+        if self.extents is not None:
+            blank |= torch.from_numpy(blank_patches(self.extents, grid))
+        blank |= torch.tensor([name in gone for name in names])[:, None]
+        return blank if bool(blank.any()) else None
+
+    def initial(self, seed: int) -> Tensor:
+        """D_L at the start: all patches of a few random images (0: of all images), int64; of those it began with.
+
+        Raises `InputError` where one of these is gone.
+        """
+        names, cells, dataset = self.stores.train.names, self.config.data.tiling().cells, self.stores.dataset
+        first = dataset.first or len(names)
+        images = torch.randperm(first, generator=generator(seed, 0, "initial"))
+        images = images[: self.config.query.n_initial_images or first]
+        self.check_there([names[i] for i in images.tolist()], f"seed {seed} begins with it")
+        ids = (images[:, None] * cells + torch.arange(cells)).flatten()
+        return ids if self.blank is None else ids[~self.blank.view(-1)[ids]]
+
+    def check_there(self, names: list[str], why: str) -> None:
+        """Files that nobody asked for may go; the others are what the run rests on: `InputError`."""
+        gone = [name for name in names if name in self.stores.dataset.gone]
+        if gone:
+            raise InputError(f"The image {gone[0]} is gone, and {why}. Restore its file, and its mask's, to go on, or "
+                             "start a new run.")
+
+    def check_budget(self) -> None:
+        """Raise `InputError` for a run that asks for more patches than there are to be asked for.
+
+        `feasible.check_feasible` has counted those of all files before they were read.
+        """
+        if self.blank is None:
+            return
+        query, askable = self.config.query, int((~self.blank).sum())
+        for seed in self.config.seeds:
+            first = len(self.initial(seed))
+            wanted = first + query.rounds * query.n_query
+            if not first:
+                raise InputError(f"Seed {seed} would begin with images that fill none of their patches. Use another "
+                                 "seed, or more query.n_initial_images.")
+            if wanted > askable:
+                raise InputError(
+                    f"Seed {seed} asks for {first} initial patches and {query.rounds} rounds of {query.n_query}, "
+                    f"{wanted} in all, but only {askable} of the pool's {self.blank.numel()} patches can be asked for: "
+                    "the others lie beside their images, or their images are gone. Lower query.rounds, query.n_query "
+                    "or query.n_initial_images, or give data.image_size the shape of the images.")
