@@ -69,8 +69,8 @@ def config(seed: int) -> Config:
         "epochs": 1, "final_epochs": 1}, query={"rounds": ROUNDS, "n_query": 2, "n_informative": 4})
 
 
-RUN = ["config.yaml", "environment.json", "pool.json", "report.html", "rounds.jsonl", "embedding.npz", "model.safetensors",
-       "round-01.npz", "round-02.npz"]
+RUN = ["config.yaml", "environment.json", "pool.json", "report.html", "rounds.jsonl", "embedding.npz",
+       "model.safetensors", "round-01.npz", "round-02.npz"]
 FILES = [*(f"run {name}" for name in RUN), "sweep sweep.yaml", "sweep report.html",
          *(f"{split} {name}" for split in ("train", "val") for name in ("images.u8", "masks.u8", "manifest.json")),
          "cache embedding"]

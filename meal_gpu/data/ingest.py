@@ -54,7 +54,7 @@ def changed(dataset: Dataset, data: DataConfig) -> list[str]:
     try:
         manifest = read_manifest(plan.path)
         before = dict(zip(manifest["names"], manifest["stamps"], strict=True))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, InputError):
         return []
     other = [name for name, stamp in zip(plan.names, plan.stamps, strict=True) if before.get(name, stamp) != stamp]
     said = changes(before, plan.names)

@@ -81,7 +81,7 @@ def _misfit(arrays: Arrays, run: Run, seed: Seed) -> str:
             beside = ids(f"round_{round_[1]}_candidates" if round_ else "point_ids")
             rows = None if beside is None else run.dataset.n_patches if name == "points" and "point_ids" not in arrays \
                 else len(beside)
-            if name == "points" and "point_ids" not in arrays and array.ndim == 2:
+            if name == "points" and "resumed_on" in run.environment and "point_ids" not in arrays and array.ndim == 2:
                 rows = min(len(array), run.dataset.n_patches)  # a pool may have grown since
             if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0] != rows or array.shape[1] < 2:
                 return f"{name} is {array.dtype} {list(array.shape)}, where [{rows}, 2 or more] belongs"
