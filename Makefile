@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lost-schedulers lint docs clean help
+.PHONY: demo test test-lost-schedulers test-kills lint docs clean help
 
 help:
 	@echo "make demo   install, then run the whole loop on drawn street scenes (a few minutes)"
@@ -22,6 +22,9 @@ test-lost-schedulers: $(VENV)/.test
 	$(BIN)/python -m pytest -m lost_schedulers tests/sharding/test_lost_schedulers.py
 
 # import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
+test-kills: $(VENV)/.test
+	MEAL_GPU_TEST_KILLS=200 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kill.py
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -1,14 +1,17 @@
 """The command line: a verb, one config, a few overrides.
 
-Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted (and resumable).
+Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted by Ctrl-C and 143 by
+SIGTERM (both resumable).
 """
 
 import importlib.metadata
 import logging
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console, ConsoleRenderable
@@ -26,13 +29,20 @@ from .paths import expand, settle_home
 from .terminals import show_everything
 
 
+class Terminated(BaseException):
+    """SIGTERM, as a batch system or a container sends it: taken as Ctrl-C, with an exit code of its own.
+
+    No KeyboardInterrupt, which Typer would turn into its own message and code.
+    """
+
+
 class Interrupted(Exception):  # noqa: N818
     """Ctrl-C, with what the user should know. Typer would turn a KeyboardInterrupt into its own message and code."""
 
 
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
                   epilog="First: meal-gpu demo. Then: meal-gpu run CONFIG, with a YAML file of your own or one that "
-                         "ships. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.",
+                         "ships. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted, 143 terminated.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
@@ -45,6 +55,8 @@ WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use
 SchedulerOption = Annotated[str | None, typer.Option(
     metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
 CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Take a run as somebody has edited it: its "
+                                            "config, its rounds, its labels. Its reports say so.")]
 OutOption = Annotated[Path | None, typer.Option(
     parser=expand, metavar="DIR", help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
@@ -72,7 +84,8 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         out: OutOption = None, set_: SetOption = None,
         resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                     help="Go on with the run in DIR.")] = None,
-        workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False) -> None:
+        workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
+        accept: AcceptOption = False) -> None:
     """Run active learning as CONFIG says, or go on with a run (--resume).
 
     With --workers, --scheduler or --cuda, worker processes hold the pool of images and score it.
@@ -81,6 +94,8 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
     set_ = [*(set_ or []), *_sharded(workers, scheduler, cuda)]
     if config is not None:
+        if accept:
+            raise InputError("--accept-changes goes with --resume DIR: a new run has none.")
         _start(config, out, set_)
         return
     assert resume is not None
@@ -88,8 +103,8 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         raise InputError("--out and --resume do not go together: a resumed run stays in its directory.")
     from . import launch
 
-    loaded = launch.load_resumed(resume, set_)
-    _watch(loaded, resume, lambda show: launch.resume(resume, set_, show.progress, show.observe))
+    loaded = launch.load_resumed(resume, set_, accept)
+    _watch(loaded, resume, lambda show: launch.resume(resume, set_, show.progress, show.observe, accept))
 
 
 @app.command()
@@ -118,11 +133,12 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=SW
     from .report import load_sweep, print_tables
     from .sweep.runner import sweep as run_all
 
-    console.print(f"[bold]{config or resume}[/]: {len(points)} runs → {directory}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(str(config or resume))}[/]: {len(points)} runs → {escape(str(directory))}",
+                  highlight=False, soft_wrap=True)
     try:
         run_all(points, directory, console, workers, scheduler, cuda)
-    except KeyboardInterrupt:
-        raise Interrupted(f" Finished rounds are kept; go on with: meal-gpu sweep --resume {directory}") from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(_going_on("sweep", directory)) from stop
     print_tables(load_sweep(directory), console)
     _say_where(directory / "report.html")
 
@@ -140,11 +156,11 @@ def ingest(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_H
             stores = build(loaded.data, show.progress)
             for store in filter(None, (stores.train, stores.val)) if verify else ():
                 store.verify(show.progress)
-    except KeyboardInterrupt:
-        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from stop
     for store in filter(None, (stores.train, stores.val)):
         console.print(f"{len(store.names):>7} images{', verified' if verify else ''}   {store.path}", highlight=False,
-                      soft_wrap=True)
+                      soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -158,8 +174,8 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
     try:
         with Display(console) as show:
             lines, problem = look(loaded, out, show.progress)
-    except KeyboardInterrupt:
-        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Images decoded so far are kept; the next start goes on.") from stop
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"page: {out}", highlight=False, soft_wrap=True, markup=False)
@@ -284,7 +300,7 @@ def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
 
     loaded = Config.load(config, overrides)
     directory = out or launch.default_directory(loaded)
-    console.print(f"[bold]{config}[/] → {directory}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(config)}[/] → {escape(str(directory))}", highlight=False, soft_wrap=True)
     _watch(loaded, directory, lambda show: launch.run(loaded, directory, show.progress, show.observe))
 
 
@@ -295,19 +311,24 @@ def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -
     try:
         with Display(console, config) as show:
             work(show)
-    except KeyboardInterrupt:
-        raise Interrupted(f" Finished rounds are kept; go on with: meal-gpu run --resume {directory}") from None
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(_going_on("run", directory)) from stop
     except LabelsMissingError as waiting:
         console.print(f"Waiting for labels: {waiting}.\nThe patches are in {waiting.directory.parent / 'images'}, "
                       "query.json beside them says where each one lies.\nWhen the masks are there: "
-                      f"meal-gpu run --resume {directory}", highlight=False, soft_wrap=True)
+                      f"meal-gpu run --resume {shlex.quote(str(directory))}", highlight=False, soft_wrap=True,
+                      markup=False)
         return
     print_table([load_run(directory)], console)
     _say_where(directory / "report.html")
 
 
+def _going_on(verb: str, directory: Path) -> str:
+    return f" Finished rounds are kept; go on with: meal-gpu {verb} --resume {shlex.quote(str(directory))}"
+
+
 def _say_where(file: Path) -> None:
-    console.print(f"report: {file}", highlight=False, soft_wrap=True)
+    console.print(f"report: {file}", highlight=False, soft_wrap=True, markup=False)
 
 
 class Lines(RichHandler):
@@ -331,6 +352,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         show_everything(stream)
     settle_home()
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except InputError as error:
@@ -343,8 +365,24 @@ def main() -> None:
                      f"{error.encoding} alone. Set LC_ALL=C.UTF-8.", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Interrupted as stop:
-        errors.print(f"Interrupted.{stop}", highlight=False, soft_wrap=True)
-        sys.exit(130)
+        _stopped(stop)
+    except Terminated as stop:  # in the middle of something that has nothing to keep
+        _stopped(stop)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> None:
+    """The first SIGTERM interrupts; what follows while the run is being put away is ignored."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def _stopped(stop: BaseException) -> NoReturn:
+    terminated = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
+    what = "" if isinstance(stop, Terminated) else str(stop)
+    errors.print(f"{'Terminated' if terminated else 'Interrupted'}.{escape(what)}", highlight=False, soft_wrap=True)
+    sys.exit(143 if terminated else 130)
 
 
 if __name__ == "__main__":

@@ -226,10 +226,23 @@ MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.bud
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 
+class _Short(str):
+    """Shown as it is."""
+
+    __repr__ = str.__str__
+
+
+def _short(value: Any) -> Any:
+    """A value as a message shows it: of a large one only its beginning."""
+    shown = repr(value)
+    return value if len(shown) <= 300 else _Short(shown[:300] + " …")
+
+
 def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     """One line for one validation error: what was given, what is allowed, the nearest valid name."""
     path = [str(part) for part in detail["loc"]]
     key = ".".join(path)
+    detail = {**detail, "input": _short(detail["input"])}
     if detail["type"] == "extra_forbidden":
         fields: dict[str, Any] = dict(model.model_fields)
         for part in path[:-1]:

@@ -1,5 +1,6 @@
 """Configs as people give them: YAML files, those that ship, and ``key=value`` on the command line."""
 
+import itertools
 from collections.abc import Hashable
 from importlib.resources import files
 from pathlib import Path
@@ -8,11 +9,42 @@ from typing import Any
 import yaml
 
 from .errors import InputError, did_you_mean
+from .files import read_given
 from .paths import expand
+
+CONFIG_BYTES = 2**20
+"""A config that somebody wrote has no more."""
+DEEPEST = 50
+"""Levels of blocks within blocks."""
+EXPANSION = 10
+"""A text whose aliases (``*name``) stand for so many times its own values is no config."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one block, of which YAML would silently take the last."""
+    """Refuses a key that stands twice in one block, of which YAML would silently take the last.
+
+    And a text whose values would take much more memory than it has bytes, or which is nested too deeply to be read.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"it is nested more than {DEEPEST} levels deep",
+                                              self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        sizes: dict[int, int] = {}
+        if node is not None and _expanded(node, sizes) > EXPANSION * len(sizes) + 10_000:
+            raise yaml.composer.ComposerError(None, None, f"its aliases (*name) stand for {sizes[id(node)]:,} values",
+                                              node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -27,8 +59,34 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)
+def _expanded(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Values that a node stands for with all aliases written out; ``sizes`` gets that of every node."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 0  # of an alias within itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = itertools.chain(*parts) if isinstance(node, yaml.MappingNode) else parts
+        sizes[id(node)] = 1 + sum(_expanded(part, sizes) for part in parts)
+    return sizes[id(node)]
+
+
+def _parse(text: str | bytes) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def parse_yaml(text: str | bytes, source: Path) -> dict[str, Any]:
+    """The keys of a YAML text. Raises `InputError`, beginning with its source, where it holds none."""
+    try:
+        values = _parse(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{source} holds {type(values).__name__}, not keys: see configs/camvid.yaml for the form.")
+    return values
 
 
 def shipped(sweeps: bool = False) -> list[str]:
@@ -44,9 +102,9 @@ def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
     """
     path = expand(path)
     text, kind = None, "sweep" if sweeps else "config"
-    if path.is_file():
+    if _there(path):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_given(path, CONFIG_BYTES, f"a {kind} may have").decode()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The config file {path} cannot be read: {error}. Give a text file in UTF-8.") from None
     elif path.name.removesuffix(".yaml") in (*shipped(), *shipped(sweeps=True)):
@@ -55,17 +113,18 @@ def read_yaml(path: Path, sweeps: bool = False) -> dict[str, Any]:
     if text is None:
         raise InputError(f"No {kind} file '{path}', and no shipped {kind} of that name. Shipped: "
                          f"{', '.join(shipped(sweeps))}.{did_you_mean(path.stem, shipped(sweeps))}")
-    try:
-        values = _parse(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}, not keys: see configs/camvid.yaml for the form.")
+    values = parse_yaml(text, path)
     if "axes" in values and not sweeps:
         raise InputError(f"{path} is a sweep (it has 'axes'), not the config of one run: meal-gpu sweep {path}")
     return values
+
+
+def _there(path: Path) -> bool:
+    """Whether there is a file, or what is none; a directory may have the name of a config that ships."""
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:  # a name that is too long
+        return False
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -81,10 +81,11 @@ class DataConfig(Section):
     absent_classes: Literal["stop", "allow"] = "stop"
     """``folder``: a class that no pixel of the pool has stops a run before it trains, or does not."""
     max_megapixels: Annotated[Float, Field(gt=0)] = 500
-    """Larger image files are refused by their header; reading one takes 3 bytes a pixel."""
-    n_images: Positive = 24
+    """Larger image files are refused by their header, and so is an ``image_size`` of more; reading one takes 3 bytes a
+    pixel."""
+    n_images: Annotated[Positive, Field(le=1_000_000)] = 24
     """``demo``: scenes to draw for the pool."""
-    n_val_images: Positive = 8
+    n_val_images: Annotated[Positive, Field(le=1_000_000)] = 8
     """``demo``: scenes to draw for validation."""
 
     @model_validator(mode="before")
@@ -108,6 +109,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        pixels = self.image_size[0] * self.image_size[1]
+        if pixels > self.max_megapixels * 1e6:
+            raise ValueError(f"data.image_size is {list(self.image_size)}, {pixels / 1e6:,.0f} megapixels, and "
+                             f"data.max_megapixels is {self.max_megapixels:g}. Use a smaller image_size, "
+                             "or raise max_megapixels where memory allows.")
         self.tiling()
         if self.tile is not None and self.resize == "fit":
             raise ValueError("data.resize is 'fit' and data.tile is given: tiles are all of one size. Leave out "

@@ -1,7 +1,8 @@
 """The tiling of an image into patches, and the numbering of the patches of a pool."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,17 @@ class Grid:
     def split(self, patch_id: int) -> tuple[int, int]:
         """``(image, cell)`` of a patch of the pool."""
         return divmod(patch_id, self.cells)
+
+    def check(self, patch: Mapping[str, Any]) -> str | None:
+        """What of a described patch contradicts its id; None where nothing does."""
+        _, cell = self.split(int(patch["id"]))
+        row, col = divmod(cell, self.cols)
+        right = {"row": row, "col": col, "box": self.box(cell)}
+        for key, value in right.items():
+            given = patch.get(key)
+            if given is not None and (tuple(given) if key == "box" else given) != value:
+                return f"{key} {given} is not that of id {patch['id']}, {value}"
+        return None
 
     def describe(self, patch_id: int, names: Sequence[str]) -> dict[str, object]:
         """What a person or a tool needs to find a patch: image name, row, col and pixel box."""

@@ -1,10 +1,12 @@
 """Start a run, or go on with one: its directory, its seeds, its report."""
 
 import errno
-import json
 import logging
+import os
+import shlex
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,11 +20,20 @@ from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
 from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
 from .errors import InputError
-from .files import write_atomic
+from .files import own_directory, remove_leftovers
 from .locks import locked
 from .machine.card import card
 from .paths import expand, settle_home
-from .records import Record, read_rounds
+from .records import (
+    ENVIRONMENT,
+    Record,
+    accept_changes,
+    read_config,
+    read_environment,
+    read_rounds,
+    write_config,
+    write_environment,
+)
 from .report import load_run, write_report
 from .timing import Progress, no_progress
 
@@ -58,6 +69,7 @@ def run(config: Config, out: str | Path | None = None, progress: Progress = no_p
         ``query.oracle`` is ``people`` and they have not labelled the query yet: `resume` when they have.
     """
     directory = expand(out) if out is not None else default_directory(config)
+    check_place(directory)
     check_new(directory)
     with _explained(directory), _prepared(config, progress) as experiment:
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,6 +123,30 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
                 return _run(experiment, directory, observe)
 
 
+def check_place(directory: Path) -> None:
+    """Raise `InputError` where there cannot be a directory, or none can be written."""
+    trouble = ""
+    try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            trouble = "it is a file"
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            trouble = "it may not be written"
+    except FileNotFoundError:
+        if directory.is_symlink():
+            trouble = "it is a link that leads nowhere"
+        else:
+            above = next(one for one in directory.absolute().parents if one.exists())
+            if not os.access(above, os.W_OK | os.X_OK):
+                trouble = f"{above} may not be written"
+    except NotADirectoryError:
+        trouble = f"{next(one for one in directory.absolute().parents if one.exists())} is a file"
+    except OSError as error:
+        trouble = str(error.strerror)
+    if trouble:
+        shown = str(directory) if len(str(directory)) < 300 else f"{str(directory)[:300]} …"
+        raise InputError(f"{shown} cannot be written to: {trouble}. Give another --out.")
+
+
 def finished(directory: Path, config: Config) -> bool:
     """Whether every seed of a run has all of its rounds."""
     return all(len(read_rounds(directory / f"seed-{seed}")) > config.query.rounds for seed in config.seeds)
@@ -118,7 +154,7 @@ def finished(directory: Path, config: Config) -> bool:
 
 def check_same_run(directory: Path, config: Config) -> None:
     """Raise `InputError` where the run in ``directory`` was made with another config, `MACHINE_KEYS` apart."""
-    held, asked = Config.load(directory / "config.yaml").flat(), config.flat()
+    held, asked = read_config(directory).flat(), config.flat()
     for key in held:
         if held[key] != asked[key] and key not in MACHINE_KEYS:
             raise InputError(f"{directory} holds a run with {key}: {held[key]}, and {asked[key]} is asked for now. Use "
@@ -126,20 +162,21 @@ def check_same_run(directory: Path, config: Config) -> None:
 
 
 def resume(directory: str | Path, overrides: list[str] | None = None, progress: Progress = no_progress,
-           observe: Observer = lambda seed, record: None) -> Path:
+           observe: Observer = lambda seed, record: None, accept: bool = False) -> Path:
     """Go on with a run from its finished rounds; a finished run only gets its report again.
 
-    ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. Raises as `run` does.
+    ``overrides`` may name what belongs to the machine: `MACHINE_KEYS`. What somebody has edited in the run since, or in
+    its labels, is taken with ``accept``, and refused without. Raises as `run` does.
     """
     directory = expand(directory)
-    config = load_resumed(directory, overrides)
+    config = load_resumed(directory, overrides, accept)
     with (_explained(directory), _prepared(config, progress, _pool(directory, config)) as experiment,
           _alone(directory)):
         _note(experiment, directory)
-        return _run(experiment, directory, observe)
+        return _run(experiment, directory, observe, accept)
 
 
-def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
+def load_resumed(directory: Path, overrides: list[str] | None = None, accept: bool = False) -> Config:
     """The config of a run that is to go on. Raises `InputError` where there is no run, or for another override."""
     for override in overrides or []:
         if override.partition("=")[0] not in MACHINE_KEYS:
@@ -147,7 +184,17 @@ def load_resumed(directory: Path, overrides: list[str] | None = None) -> Config:
                              f"{', '.join(MACHINE_KEYS)}.")
     if not (directory / "config.yaml").is_file():
         raise InputError(f"{directory} holds no run (no config.yaml). Start one with meal-gpu run CONFIG --out DIR.")
-    return Config.load(directory / "config.yaml", overrides)
+    if accept:
+        accept_edited(directory)
+    return read_config(directory, overrides)
+
+
+def accept_edited(directory: Path) -> None:
+    """Take a run as somebody has edited it, and say what was. Raises `InputError` where it cannot be read."""
+    with _explained(directory), _alone(directory):
+        for name in accept_changes(directory):
+            _log.warning("%s: %s was edited since it was written. It is taken as it is, and reports of this run say "
+                         "so.", directory, name)
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
@@ -180,10 +227,10 @@ def default_directory(config: Config) -> Path:
 
 
 def _begin(experiment: Experiment, directory: Path) -> None:
-    """Make a directory a run's. ``config.yaml`` is what makes it one, so it comes last."""
-    write_atomic(directory / "environment.json", json.dumps(environment(experiment), indent=1).encode())
+    """Make a directory a run's. ``config.yaml`` is what makes it one; its name seals what follows."""
     Order.of(experiment.stores.dataset).write(directory)
-    write_atomic(directory / "config.yaml", experiment.config.dump().encode())
+    write_config(directory, experiment.config)
+    write_environment(directory, environment(experiment))
 
 
 def _note(experiment: Experiment, directory: Path) -> None:
@@ -193,7 +240,7 @@ def _note(experiment: Experiment, directory: Path) -> None:
     if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
         for seed in experiment.config.seeds:
             for record in read_rounds(directory / f"seed-{seed}"):
-                check_same_images(record, experiment.grid, experiment.train.names)
+                check_same_images(record, experiment.grid, experiment.train.names, directory / f"seed-{seed}")
     Order.of(dataset).write(directory)
 
 
@@ -217,11 +264,10 @@ def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None
         experiment.close()
 
 
-def _run(experiment: Experiment, directory: Path, observe: Observer) -> Path:
+def _run(experiment: Experiment, directory: Path, observe: Observer, accept: bool = False) -> Path:
     for seed in experiment.config.seeds:
-        folder = directory / f"seed-{seed}"
-        folder.mkdir(exist_ok=True)
-        run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed))
+        folder = own_directory(directory / f"seed-{seed}")
+        run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observe, seed), accept)
     write_report([load_run(directory)], directory / "report.html")
     return directory
 
@@ -237,8 +283,7 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
 
 def _note_machine(directory: Path, now: dict[str, Any]) -> None:
     """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
-    file = directory / "environment.json"
-    first = json.loads(file.read_bytes()) if file.is_file() else now
+    first = _held_environment(directory) or dict(now)
     last = first.get("resumed_on", [first])[-1]
     changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
                if key in last and key in now and last[key] != now[key]]
@@ -247,12 +292,31 @@ def _note_machine(directory: Path, now: dict[str, Any]) -> None:
                      "bits, and in their queries, from those that the run would have had.", "; ".join(changed))
     if any(last.get(key) != value for key, value in now.items()):
         first.setdefault("resumed_on", []).append(now)
-    write_atomic(file, json.dumps(first, indent=1).encode())
+    write_environment(directory, first)
 
 
-def _alone(directory: Path, wait_s: float = 0) -> AbstractContextManager[None]:
+def _held_environment(directory: Path) -> dict[str, Any] | None:
+    """What ``environment.json`` says; None where it says nothing, which stops no run."""
+    if not os.path.lexists(directory / ENVIRONMENT):
+        return None
+    try:
+        held = read_environment(directory)
+        resumed = held.get("resumed_on", [{}])
+        if isinstance(resumed, list) and resumed and all(isinstance(one, dict) for one in resumed):
+            return held
+        why = f"{directory / ENVIRONMENT} is not what a run writes."
+    except InputError as error:
+        why = str(error)
+    _log.warning("%s What it said of the machine is left out: this machine takes its place.", why)
+    return None
+
+
+@contextmanager
+def _alone(directory: Path, wait_s: float = 0) -> Iterator[None]:
     """Two processes in one run directory would interleave their rounds."""
-    return locked(directory / ".lock", f"is running in {directory}", wait_s=wait_s)
+    with locked(directory / ".lock", f"is running in {directory}", wait_s=wait_s):
+        remove_leftovers(directory)
+        yield
 
 
 @contextmanager
@@ -261,7 +325,13 @@ def _explained(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+        if error.errno not in _REFUSED:
             raise
-        raise InputError(f"Cannot write {error.filename or directory}: {error.strerror}. All finished rounds are "
-                         f"kept; when there is room, go on with: meal-gpu run --resume {directory}") from error
+        kept = (f"All finished rounds are kept; when that is put right, go on with: meal-gpu run --resume "
+                f"{shlex.quote(str(directory))}") if (directory / "config.yaml").exists() else "Give another --out."
+        raise InputError(f"Cannot write {error.filename2 or error.filename or directory}: {error.strerror}. {kept}"
+                         ) from error
+
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EISDIR,
+            errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)

@@ -17,6 +17,7 @@ Every combination of a grid's values is a point: one run, with a directory of it
 """
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from .config import Config, Section
-from .configfile import parse_override, put, read_yaml
+from .configfile import parse_override, parse_yaml, put, read_yaml
 from .errors import InputError, did_you_mean
+from .files import Seal, digest, read_own, read_seal
 from .paths import expand
 
 FILE = "sweep.yaml"
@@ -124,21 +126,38 @@ def load_points(source: str | Path, overrides: list[str] | None = None, only: li
 
 
 def dump_points(points: list[Point]) -> str:
-    """As YAML, every config in full: `read_points` of it gives equal points."""
+    """As YAML, every config in full, sealed: `read_points` of it gives equal points."""
     listed = {point.name: point.config.model_dump(mode="json") for point in points}
-    return yaml.safe_dump({"points": listed}, sort_keys=False)
+    text = yaml.safe_dump({"points": listed}, sort_keys=False)
+    return Seal.of(text, digest(text)).written(text).decode()
 
 
 def read_points(directory: Path) -> list[Point]:
     """The points of a sweep's directory. Raises `InputError` where there is none, or it is damaged."""
     file = directory / FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise InputError(f"{directory} holds no sweep (no {FILE}). Start one with meal-gpu sweep CONFIG --out DIR.")
+    seal, text = read_seal(read_own(file, 2**28))
+    if seal is not None and Seal.of(text.decode("utf-8", "replace"), seal.name).digest != seal.digest:
+        raise InputError(f"{file} was edited, cut off or damaged since the sweep wrote it. Restore it, or call the "
+                         "sweep again with its own file: finished runs are kept.")
     try:
-        listed = dict(yaml.safe_load(file.read_bytes())["points"])
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{file} is not what a sweep writes: {' '.join(str(error).split())}.") from None
+        listed = dict(parse_yaml(text, file)["points"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{file} is not what a sweep writes: {' '.join(str(error).split())}. Call the sweep again "
+                         "with its own file: finished runs are kept.") from None
+    for name, values in listed.items():
+        if not isinstance(name, str) or not name or name != _tidy(name):
+            raise InputError(f"{file} has a point called {name!r}: names are letters, digits and . + = - _ , and lead "
+                             "nowhere else. Restore the file.")
+        if not isinstance(values, dict):
+            raise InputError(f"{file} is not what a sweep writes: point {name} has no config. Restore the file.")
     return [Point(name, Config.load(values)) for name, values in listed.items()]
+
+
+def _tidy(name: str) -> str:
+    """The name of a point's directory: one, and below the sweep's."""
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.")[:200]
 
 
 def _varied(block: Block) -> set[str]:
@@ -161,7 +180,7 @@ def _points(block: Block, path: Path, file: File, shared: dict[str, Any]) -> Ite
             else:
                 names.append(_label(axis, value))
                 keys[axis] = [value] if axis == "seeds" and isinstance(value, int) else value
-        name = re.sub(r"[^\w.+=-]+", "-", "-".join(names)).strip("-.")
+        name = _tidy("-".join(names))
         nested = dict(values)
         for key, value in keys.items():
             put(nested, key, value, f"{path}: {key}")

@@ -106,7 +106,7 @@ def _write_seed(folder: Path, config: Config, seed: int, finished: int, n_patche
         for patch_id in ids.tolist():
             image, cell = divmod(patch_id, CELLS)
             row, col = divmod(cell, 4)
-            box = [row * patch[0], col * patch[1], (row + 1) * patch[0], (col + 1) * patch[1]]
+            box = list(config.data.tiling().box(cell))
             score = float(rng.uniform(0.4, 1.4)) * patch[0] * patch[1] if with_score else None
             found.append({"id": patch_id, "image": image_name.format(image), "row": row, "col": col, "box": box,
                           "score": score})

@@ -296,3 +296,68 @@ def test_tables_survive_being_written_and_read_again(tmp_path):
     assert config.data.mask_values == {"road": [7], "void": [0, 255]}
     file.write_text(config.dump())
     assert Config.load(file) == config
+
+
+# --- texts that would take more memory, or more of the stack, than any config needs ----------------------------------
+
+
+def aliases(levels: int, key: str) -> str:
+    """Nine values in each level, each of which is the level below: nine to the power of the levels."""
+    lines = ["a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join([*lines, f"{key}: *a{levels - 1}"])
+
+
+@pytest.mark.parametrize("key", ["seeds", "train", "unknown"])
+def test_aliases_that_stand_for_millions_are_refused(tmp_path, key):
+    file = tmp_path / "bomb.yaml"
+    file.write_text(aliases(9, key))
+    with pytest.raises(InputError, match=r"bomb\.yaml is not valid YAML: its aliases .* stand for [\d,]+ values"):
+        Config.load(file)
+
+
+def test_aliases_as_people_use_them_are_read(tmp_path):
+    file = tmp_path / "plain.yaml"
+    file.write_text("seeds: &s [0, 1]\ntrain: &t {epochs: 2}\nquery: {n_query: 8}\n")
+    assert Config.load(file).train.epochs == 2
+    with pytest.raises(InputError, match="--set train="):
+        Config.load({}, [f"train={{a: &a [1], b: {'[' * 20_000}"])
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, "seeds: " + "[" * 20_000 + "]" * 20_000, "- " * 20_000 + "1",
+                                  "\n".join(" " * i + "a:" for i in range(1_000))])
+def test_deep_nesting_is_refused(tmp_path, text):
+    file = tmp_path / "deep.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"deep\.yaml is not valid YAML: it is nested"):
+        Config.load(file)
+
+
+def test_a_long_value_is_shown_in_part():
+    with pytest.raises(InputError) as caught:
+        Config.load({"train": {"epochs": "9" * 100_000}})
+    assert len(str(caught.value)) < 1_000
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({"image_size": [10**8, 10**8]}, "data.max_megapixels is 500"), ({"image_size": [1, 10**9]}, "max_megapixels"),
+    ({"n_images": 10**9}, "n_images"), ({"n_val_images": 10**12}, "n_val_images"),
+])
+def test_sizes_that_no_machine_holds_are_refused(values, expected):
+    with pytest.raises(InputError, match=expected):
+        Config.load({"data": values})
+    if "image_size" in values:
+        Config.load({"data": {"image_size": [30_000, 30_000], "max_megapixels": 1_000}})
+
+
+@pytest.mark.parametrize("what", ["fifo", "device", "large"])
+def test_a_config_is_a_regular_file_of_a_config_s_size(tmp_path, what):
+    file = tmp_path / "c.yaml"
+    if what == "fifo":
+        os.mkfifo(file)
+    elif what == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(InputError, match=r"c\.yaml (is a named pipe|is a device|has 1,048,577 bytes)"):
+        Config.load(file)

@@ -1,5 +1,6 @@
 """A file is there whole, or it is not there."""
 
+import json
 import os
 import stat
 import subprocess
@@ -7,7 +8,18 @@ import sys
 
 import pytest
 
-from meal_gpu.files import append_durably, write_atomic
+from meal_gpu.errors import InputError
+from meal_gpu.files import (
+    Seal,
+    append_durably,
+    open_object,
+    own_directory,
+    read_given,
+    read_own,
+    read_seal,
+    seal_object,
+    write_atomic,
+)
 
 
 def test_makes_directories_and_writes_bytes_or_a_stream(tmp_path):
@@ -86,3 +98,89 @@ def test_what_is_a_directory_is_not_replaced(tmp_path):
     with pytest.raises(OSError, match="d"):
         write_atomic(tmp_path / "d", b"x")
     assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+
+
+# --- what is opened ---------------------------------------------------------------------------------------------------
+
+
+def put(file, what):
+    if what == "directory":
+        file.mkdir()
+    elif what == "fifo":
+        os.mkfifo(file)
+    elif what == "device":
+        file.symlink_to("/dev/zero")
+    elif what == "link":
+        (file.parent / "precious").write_bytes(b"precious")
+        file.symlink_to(file.parent / "precious")
+
+
+@pytest.mark.parametrize(("what", "told"), [("directory", "a directory"), ("fifo", "a named pipe"),
+                                            ("device", "symbolic link"), ("link", "symbolic link")])
+@pytest.mark.parametrize("use", [read_own, lambda file: append_durably(file, b"x")])
+def test_own_files_are_regular_and_never_links(tmp_path, what, told, use):
+    file = tmp_path / "f"
+    put(file, what)
+    with pytest.raises(InputError, match=rf"{file} is {'a ' if 'a ' not in told else ''}{told}"):
+        use(file)
+    if what == "link":
+        assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(("what", "told"), [("directory", "a directory"), ("fifo", "a named pipe"),
+                                            ("device", "a device")])
+def test_given_files_are_regular(tmp_path, what, told):
+    put(tmp_path / "f", what)
+    with pytest.raises(InputError, match=rf"f is {told}, where a file belongs"):
+        read_given(tmp_path / "f", 100, "x allows")
+
+
+def test_sizes_are_known_before_anything_is_read(tmp_path):
+    put(tmp_path / "f", "link")
+    assert read_given(tmp_path / "f", 8, "x allows") == b"precious"
+    with pytest.raises(InputError, match=r"f has 8 bytes, and x allows 7"):
+        read_given(tmp_path / "f", 7, "x allows")
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="1,099,511,627,776 bytes"):
+        read_own(tmp_path / "large")
+
+
+def test_writing_replaces_a_link(tmp_path):
+    put(tmp_path / "f", "link")
+    write_atomic(tmp_path / "f", b"new")
+    assert not (tmp_path / "f").is_symlink()
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_own_directories_are_no_links(tmp_path):
+    assert own_directory(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "c").symlink_to(tmp_path / "a")
+    (tmp_path / "d").symlink_to(tmp_path / "gone")
+    (tmp_path / "e").write_text("")
+    for name, told in (("c", "symbolic link"), ("d", "symbolic link"), ("e", "no directory")):
+        with pytest.raises(InputError, match=told):
+            own_directory(tmp_path / name)
+
+
+# --- seals ------------------------------------------------------------------------------------------------------------
+
+
+def test_any_byte_of_a_sealed_object_counts():
+    line = seal_object(b'{"a": 1, "b": [2]}', "before")
+    assert open_object(line, "before")[::2] == (b'{"a": 1, "b": [2]}', True)
+    assert json.loads(line)["a"] == 1
+    assert not open_object(line, "other")[2]
+    for i in range(len(line)):
+        changed = bytearray(line)
+        changed[i] ^= 1
+        assert open_object(bytes(changed), "before")[2] is not True
+    assert open_object(b'{"a": 1}')[2] is None
+
+
+def test_a_seal_is_a_comment_and_covers_the_rest():
+    text = "a: 1\nb: 2\n"
+    content = Seal.of(text, "0123456789abcdef", True).written(text)
+    assert read_seal(content) == (Seal.of(text, "0123456789abcdef", True), text.encode())
+    assert read_seal(text.encode()) == (None, text.encode())
+    assert Seal.of("a: 2\n", "x").digest != Seal.of(text, "x").digest

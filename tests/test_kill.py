@@ -1,8 +1,15 @@
-"""SIGKILL at chosen and at random moments: the run that is resumed each time ends as the one that was left alone."""
+"""SIGKILL at chosen and at random moments: the run that is resumed each time ends as the one that was left alone.
+
+The random moments are drawn by a seed, which is printed; ``MEAL_GPU_TEST_SEED`` repeats it. ``MEAL_GPU_TEST_KILLS``
+says how many of them there are: `make test-kills` takes 200.
+"""
 
 import json
+import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tiny import tiny_config
@@ -58,6 +65,9 @@ else:
 os._exit(0)
 """
 
+SEED = int(os.environ.get("MEAL_GPU_TEST_SEED", random.SystemRandom().randrange(10**6)))
+KILLS = int(os.environ.get("MEAL_GPU_TEST_KILLS", 6))
+
 MOMENTS = [
     ("ingest train", 1),  # while decoding
     ("seconds", 0.5),     # wherever that is; early, when the run still needs seconds
@@ -66,6 +76,13 @@ MOMENTS = [
     ("half a line", 0),   # in the middle of the line that ends a round
     ("score", 1),         # while scoring the pool
 ]
+
+
+def lines(out: Path) -> list[dict]:
+    text = (out / "seed-0" / "rounds.jsonl").read_text()
+    assert text.endswith("\n")
+    return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "peak_bytes", "check")}
+            for line in text.splitlines()]
 
 
 def test_killed_again_and_again(tmp_path):
@@ -84,12 +101,36 @@ def test_killed_again_and_again(tmp_path):
         assert start(tmp_path / "killed", "never", 0) == 0
         assert start(tmp_path / "whole", "never", 0) == 0
 
-    def lines(out: Path) -> list[dict]:
-        text = (out / "seed-0" / "rounds.jsonl").read_text()
-        assert text.endswith("\n")
-        return [{key: value for key, value in json.loads(line).items() if key not in ("seconds", "peak_bytes")}
-                for line in text.splitlines()]
-
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-    left = [path.name for path in (tmp_path / "killed").rglob(".*") if path.name != ".lock"]
-    assert len(left) <= len(MOMENTS), f"at most one unfinished temporary file per kill: {left}"
+    assert [path.name for path in (tmp_path / "killed").rglob(".*")] == [".lock"], "leftovers are removed"
+
+
+def test_killed_at_random_moments(tmp_path):
+    """Runs that are each killed up to five times, after a random time or a random number of writes made durable."""
+    print(f"\nMEAL_GPU_TEST_SEED={SEED}")
+    draw = random.Random(SEED)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_config(tmp_path, **{"query.strategy": "entropy"}).dump())
+    kills, runs = 0, 0
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          bufsize=1) as program:
+
+        def start(out: Path, moment: str, number: float) -> int:
+            print(config, out, moment, number, sep="\t", file=program.stdin, flush=True)
+            return int(program.stdout.readline())
+
+        began = time.monotonic()
+        assert start(tmp_path / "whole", "never", 0) == 0
+        seconds = time.monotonic() - began
+        while kills < KILLS:
+            out = tmp_path / f"killed-{runs}"
+            for _ in range(min(5, KILLS - kills)):
+                moment, number = draw.choice([("seconds", draw.uniform(0, seconds)), ("fsync", draw.randint(1, 40))])
+                code = start(out, moment, number)
+                assert code in (0, -9), f"seed {SEED}, run {runs}, {moment} {number}"
+                kills += code == -9
+            assert start(out, "never", 0) == 0, f"seed {SEED}, run {runs}"
+            assert lines(out) == lines(tmp_path / "whole"), f"seed {SEED}, run {runs}"
+            assert [path.name for path in out.rglob(".*")] == [".lock"]
+            runs += 1
+    print(f"{kills} kills in {runs} runs")

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
+from meal_gpu.config import Config
 from meal_gpu.errors import InputError
-from meal_gpu.records import append_round, drop_unfinished_line, read_rounds, update_arrays
+from meal_gpu.records import (
+    append_round,
+    drop_unfinished_line,
+    edited,
+    read_config,
+    read_rounds,
+    update_arrays,
+    write_config,
+)
 
 RECORDS = [{"round": k, "miou": 0.1 * k, "iou": {"Straße": None, "car": 0.5}, "queried": [{"id": k}]} for k in range(3)]
 
@@ -83,3 +92,53 @@ def test_arrays_are_added_and_replaced(tmp_path):
         np.testing.assert_array_equal(arrays["x"], np.arange(4))
         assert arrays["y"].dtype == np.float16
     assert [entry.name for entry in file.parent.iterdir()] == ["a.npz"]
+
+
+# --- a run's seals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two seeds of a sealed run, of three rounds each."""
+    write_config(tmp_path, Config.load({"seeds": [0, 1]}))
+    for seed in ("seed-0", "seed-1"):
+        (tmp_path / seed).mkdir()
+        for record in RECORDS:
+            append_round(tmp_path / seed, record)
+    return tmp_path
+
+
+def test_a_sealed_run_reads_back(run):
+    assert read_config(run) == Config.load({"seeds": [0, 1]})
+    assert read_rounds(run / "seed-0") == RECORDS
+    assert not edited(run)
+
+
+def test_lines_are_of_this_run_and_seed_in_this_order(run):
+    file = run / "seed-0" / "rounds.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    other = (run / "seed-1" / "rounds.jsonl").read_bytes()
+    for content, number in ((other, 1), (lines[0] + other.splitlines(keepends=True)[1], 2),
+                            (lines[0].replace(b"0.0", b"0.5") + lines[1], 1),
+                            (b'{"round": 0}\n', 1), (lines[0] + b'{"round": 1}\n', 2)):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=rf"is damaged in line {number} \(its checksum"):
+            read_rounds(run / "seed-0")
+    file.write_bytes(lines[0])  # rounds may be repeated from any on
+    append_round(run / "seed-0", RECORDS[1])
+    assert read_rounds(run / "seed-0") == RECORDS[:2]
+
+
+def test_every_byte_of_a_config_counts(run):
+    file = run / "config.yaml"
+    whole = file.read_bytes()
+    for i in [*range(60), *range(60, len(whole), 37), len(whole) - 1]:
+        changed = bytearray(whole)
+        changed[i] ^= 1
+        file.write_bytes(bytes(changed))
+        with pytest.raises(InputError):
+            read_rounds(run / f"seed-{read_config(run).seeds[0]}")
+    for cut in range(0, len(whole), 29):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(InputError, match=r"config\.yaml"):
+            read_config(run)

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import InputError, all_of
-from ..files import sync_directory
+from ..files import open_own, own_directory, parse_json, seal_object, sync_directory, write_atomic
 from ..grid import Size
 from ..locks import locked
 from ..timing import Progress
@@ -96,8 +96,8 @@ class Counts:
 def build(plan: Plan, progress: Progress) -> None:
     """Write the store of a plan and put it in its place. The caller is `alone` and handles errors by `writing`."""
     partial, old = (plan.path.with_name(plan.path.name + end) for end in (".partial", ".old"))
-    shutil.rmtree(old, ignore_errors=True)  # of a process killed while it replaced a store
-    partial.mkdir(exist_ok=True)
+    _discard(old)  # of a process killed while it replaced a store
+    own_directory(partial)
     total, start, told = len(plan.samples), time.monotonic(), 0.0
     with _opened(plan, partial) as (files, journal):
         counts = Counts()
@@ -131,17 +131,13 @@ def build(plan: Plan, progress: Progress) -> None:
                 "sources": [rows[i].source for i in range(total)]}
     if plan.parts == 2:
         manifest["counts"] = counts.as_lists()
-    with open(partial / "manifest.json", "wb") as out:
-        out.write(json.dumps(manifest, separators=(",", ":")).encode())
-        out.flush()
-        os.fsync(out.fileno())
-    sync_directory(partial)
-    if plan.path.exists():
+    write_atomic(partial / "manifest.json", seal_object(json.dumps(manifest, separators=(",", ":")).encode()))
+    if os.path.lexists(plan.path):
         plan.path.rename(old)  # whoever has the old one mapped keeps it
     partial.rename(plan.path)
     sync_directory(plan.path.parent)
     (plan.path / _JOURNAL).unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
     _log.info("Built the store %s of %d images in %.1f s.", plan.path, total, time.monotonic() - start)
 
 
@@ -151,8 +147,7 @@ def _opened(plan: Plan, partial: Path) -> Iterator[tuple[list[BinaryIO], BinaryI
     opened: list[BinaryIO] = []
     try:
         for name in (*FILES[: plan.parts], _JOURNAL):
-            file = os.open(partial / name, os.O_RDWR | os.O_CREAT, 0o666)
-            opened.append(os.fdopen(file, "r+b", buffering=0))
+            opened.append(open_own(partial / name, os.O_RDWR | os.O_CREAT, buffering=0))
         yield opened[:-1], opened[-1]
     finally:
         for stream in opened:
@@ -178,7 +173,9 @@ def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Coun
     rows: dict[int, Row] = {}
     for line in lines[1:-1]:
         try:
-            i, stamp, sums, source = json.loads(line)
+            i, stamp, sums, source = parse_json(line)
+            if not 0 <= i < len(plan.samples):
+                continue
             parts = [os.pread(file.fileno(), length, i * length)
                      for file, length in zip(files, plan.row_bytes, strict=True)]
             if stamp == plan.stamps[i] and sums == list(map(zlib.crc32, parts)) and i not in rows:
@@ -242,12 +239,20 @@ def _stale(plan: Plan, path: Path) -> tuple[Store | None, dict[tuple[Any, ...], 
         place: dict[tuple[Any, ...], int] = {(name,): k for k, name in enumerate(store.names)}
         place |= {(name, *stamp): k for k, (name, stamp) in enumerate(zip(store.names, stamps, strict=True)) if stamp}
         return store, place
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, InputError):
         return None, {}
 
 
 def _unordered(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "order"}
+
+
+def _discard(path: Path) -> None:
+    """Remove what stands in a store's place; of a link the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_at(file: BinaryIO, content: memoryview, offset: int) -> None:

@@ -15,7 +15,7 @@ from ..grid import Size
 from .build import Counts
 from .classes import VOID
 from .ingest import Stores
-from .store import Store, release
+from .store import Store, compare, release
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,7 @@ def _of_files(data: DataConfig, split: str, found: Census, stores: Stores) -> li
 def _count(masks: np.ndarray) -> list[list[int]]:
     counts = Counts()
     for i, mask in enumerate(masks):
+        compare(masks, i, i + 1)
         counts.add(mask)
         release(masks, i, i + 1)
     return counts.as_lists()

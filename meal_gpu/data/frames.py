@@ -21,7 +21,7 @@ from ..grid import Grid
 from ..kernels import cut_frames
 from .blocks import Blocks
 from .pixels import normalise, statistics
-from .store import expect, release
+from .store import compare, expect, release
 
 if TYPE_CHECKING:
     from .dali import FrameReader
@@ -124,8 +124,10 @@ class HeldFrames(Frames):
 
     def cut(self, frames: slice) -> Tensor:
         """Frames of whole images as they are, uint8 ``[B, h, w, …]`` on the device."""
+        images = [(frames.start // self.per_image, frames.stop // self.per_image)]
+        self._compare(images)
         pixels = self[torch.arange(frames.start, frames.stop, device=self.images.device)]
-        self._release([(frames.start // self.per_image, frames.stop // self.per_image)])
+        self._release(images)
         return pixels
 
     def passed(self, parts: Iterable[slice]) -> Iterator[Tensor]:
@@ -136,6 +138,7 @@ class HeldFrames(Frames):
         grid, per = self.images_grid, self.per_image
         for frames in parts:
             first, last = frames.start // per, frames.stop // per
+            self._compare([(first, last)])
             pixels = self.images[first:last]
             if self.images.device.type != self.device.type or (self.context == "patch" and self.device.type == "cpu"):
                 yield self[torch.arange(frames.start, frames.stop, device=self.images.device)]
@@ -178,9 +181,15 @@ class HeldFrames(Frames):
             yield self._taken(index, images)
 
     def _taken(self, index: Tensor, images: list[Part]) -> Tensor:
+        self._compare(images)
         pixels = self._normalised(index)
         self._release(images)
         return pixels
+
+    def _compare(self, images: list[Part]) -> None:
+        if self.mapped is not None:
+            for part in images:
+                compare(self.mapped, *part)
 
     def _release(self, images: list[Part]) -> None:
         if self.mapped is not None:
@@ -210,7 +219,7 @@ class StreamedFrames(Frames):
         return len(self.images)
 
     def _images(self, parts: list[Part]) -> Iterator[Tensor]:
-        batches = (self.images[first:last] for first, last in parts)
+        batches = (self._compared(first, last) for first, last in parts)
         largest = max((last - first for first, last in parts), default=1)
         for (first, last), pixels in zip(parts, self._pass(self.context == "patch", largest, batches), strict=True):
             yield normalise(pixels.flatten(0, -4), self._statistics)
@@ -228,10 +237,15 @@ class StreamedFrames(Frames):
     def _statistics(self) -> tuple[Tensor, Tensor]:
         return statistics(self.device)
 
+    def _compared(self, first: int, last: int) -> np.ndarray:
+        compare(self.images, first, last)
+        return self.images[first:last]
+
     def _cut(self, frame: int) -> np.ndarray:
         if self.context == "image":
-            return self.images[frame]
+            return self._compared(frame, frame + 1)[0]
         image, cell = self.images_grid.split(frame)
+        compare(self.images, image, image + 1)
         y0, x0, y1, x1 = self.images_grid.box(cell)
         return np.ascontiguousarray(self.images[image, y0:y1, x0:x1])
 
@@ -261,7 +275,12 @@ def resident(images: np.ndarray, device: torch.device, stream: str) -> Tensor:
     held = torch.empty(images.shape, dtype=torch.uint8, device=device)
     step = max(1, 2**25 // images[0].nbytes)
     firsts = range(0, n, step)
-    stored = (images[first : first + step] for first in firsts)
+
+    def read(first: int) -> np.ndarray:
+        compare(images, first, min(first + step, n))
+        return images[first : first + step]
+
+    stored = map(read, firsts)
     if stream == "dali":
         from .dali import FrameReader
 

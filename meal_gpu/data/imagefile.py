@@ -8,18 +8,19 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import InputError
+from ..files import read_given
 from ..grid import Size
 from . import tiff
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is for strangers' files; ours is ``data.max_megapixels``, by the header
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_MOST_BYTES = 32
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -51,7 +52,7 @@ def read_image(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> np.
     checksums of PNG chunks are checked, which Pillow does not; JPEG has none, so a damaged JPEG is found only where its
     stream breaks. Metadata that cannot be read is no orientation.
     """
-    content = file_content(path)
+    content = file_content(path, reading)
     if reading.bands is not None and content.startswith(tiff.SIGNATURES):
         return _bands(content, path, reading)[0]
     return _pixels(header(content, path, reading), path, reading)[0]
@@ -74,7 +75,7 @@ def read_picture(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> P
     Handed on as they are: PNG files of 8 bits a channel without palette or colour key, and JPEG files of grey or YCbCr
     that end as they should; none with an orientation. The rest is decoded here.
     """
-    content = file_content(path)
+    content = file_content(path, reading)
     if reading.bands is not None and content.startswith(tiff.SIGNATURES):
         pixels, turn = _bands(content, path, reading)
         return Picture(pixels, (pixels.shape[0], pixels.shape[1]), turn)
@@ -109,7 +110,7 @@ def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
     With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
     people draw have none. Raises as `read_mask`.
     """
-    image = header(file_content(path), path, reading, mask=True)
+    image = header(file_content(path, reading), path, reading, mask=True)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
@@ -184,10 +185,12 @@ def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -
     return image, turn
 
 
-def file_content(path: str | os.PathLike[str]) -> bytes:
-    """All of a file. Raises `InputError` for one that cannot be read, is empty, or is a PNG of other checksums."""
+def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> bytes:
+    """All of a file. Raises `InputError` for one that cannot be read, is empty, is no regular file, has more bytes than
+    its limit of pixels allows, or is a PNG of other checksums."""
     try:
-        content = Path(path).read_bytes()
+        # No format takes more for a pixel, so that a file's length is known to be believable before it is in memory.
+        content = read_given(path, int(reading.max_pixels * _MOST_BYTES), "data.max_megapixels allows")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist (any more). Restore the file, or remove its partner too.") from None
     except OSError as error:

@@ -61,7 +61,7 @@ def changed(dataset: Dataset, data: DataConfig) -> list[str]:
     try:
         manifest = read_manifest(plan.path)
         before = dict(zip(manifest["names"], manifest["stamps"], strict=True))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, InputError):
         return []
     other = [name for name, stamp in zip(plan.names, plan.stamps, strict=True) if before.get(name, stamp) != stamp]
     said = changes(before, plan.names)
@@ -133,7 +133,7 @@ def _open_fresh(plan: Plan) -> tuple[Store | None, str]:
         return Store.from_manifest(plan.path, manifest), ""
     except FileNotFoundError:
         return None, "" if not plan.path.exists() else "a file of it is missing"
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, InputError) as error:
         return None, f"it is damaged: {error}"
 
 

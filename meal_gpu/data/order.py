@@ -7,12 +7,13 @@ patch holds, and equal ids are equal patches in all rounds.
 
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import open_object, parse_json, read_own, seal_object, write_atomic
 from .datasets import Dataset, Sample
 
 FILE = "pool.json"
@@ -33,17 +34,21 @@ class Order:
     def read(cls, directory: Path) -> "Order | None":
         """Of a run; None where it has none, as runs of before had."""
         file = directory / FILE
-        if not file.is_file():
+        if not os.path.lexists(file):
             return None
         try:
-            held = json.loads(file.read_bytes())
+            text, _, right = open_object(read_own(file))
+            if right is False:
+                raise ValueError("its checksum is another")
+            held = parse_json(text)
             return cls(tuple(held["names"]), int(held["first"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}). Delete it if the images are still those that the run began "
                              "with.") from None
 
     def write(self, directory: Path) -> None:
-        write_atomic(directory / FILE, json.dumps({"first": self.first, "names": self.names}).encode())
+        text = json.dumps({"first": self.first, "names": self.names}).encode()
+        write_atomic(directory / FILE, seal_object(text))
 
     @property
     def key(self) -> str:

@@ -88,7 +88,7 @@ def open_sheet(path: str | os.PathLike[str], reading: Reading) -> Sheet:
     if reading.bands is not None:
         pixels = read_image(path, reading)
         return _Held(Image.fromarray(pixels), 1)
-    image, turn = turned(header(file_content(path), path, reading), path, reading)
+    image, turn = turned(header(file_content(path, reading), path, reading), path, reading)
     return _Held(image, turn)
 
 

@@ -10,7 +10,7 @@ from ..data.census import census, check_classes, report, share
 from ..data.classes import VOID
 from ..data.datasets import open_dataset
 from ..data.ingest import Stores, changed, ingest
-from ..data.store import Store
+from ..data.store import Store, compare
 from ..errors import InputError
 from ..files import write_atomic
 from ..report.pictures import photo, swatch
@@ -92,8 +92,10 @@ def _chosen(store: Store) -> np.ndarray:
 
 
 def _card(store: Store, i: int, palette: np.ndarray) -> str:
+    compare(store.images, i, i + 1)
     pictures = [np.asarray(store.images[i])]
     if store.masks is not None:
+        compare(store.masks, i, i + 1)
         colours = np.full((256, 3), 136, np.uint8)
         colours[: len(palette)] = palette
         mask = np.asarray(store.masks[i])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -20,8 +21,9 @@ from ..data.frames import as_tensor
 from ..data.listing import Sample
 from ..data.maskfile import read_classes
 from ..data.rules import Rules
+from ..data.store import compare
 from ..errors import InputError, LabelsMissingError
-from ..files import write_atomic
+from ..files import own_directory, parse_json, read_own, write_atomic
 from ..grid import Grid
 from .classfile import FILE, check_table, write_table
 from .outputs import find
@@ -42,13 +44,14 @@ class SimulatedOracle:
     """Reveals what the data set's masks already hold (paper, section 4.1)."""
 
     def __init__(self, masks: np.ndarray, grid: Grid) -> None:
-        self.masks, self.grid = as_tensor(masks), grid
+        self.mapped, self.masks, self.grid = masks, as_tensor(masks), grid
 
     def label(self, round_: int, ids: Tensor) -> Tensor:
         labels = torch.empty(len(ids), self.grid.patch_height, self.grid.patch_width, dtype=torch.uint8)
         for i, patch in enumerate(ids.tolist()):
             image, cell = self.grid.split(patch)
             y0, x0, y1, x1 = self.grid.box(cell)
+            compare(self.mapped, image, image + 1)
             labels[i] = self.masks[image, y0:y1, x0:x1]
         return labels
 
@@ -107,20 +110,29 @@ class PeopleOracle:
 
     def _ask(self, folder: Path, query: list[dict[str, Any]], round_: int) -> None:
         """Write the query; once written it stays as it is."""
-        if (folder / "query.json").is_file():
-            if json.loads((folder / "query.json").read_bytes()) != query:
+        if os.path.lexists(folder / "query.json"):
+            if self._asked(folder / "query.json") != query:
                 raise InputError(f"{folder / 'query.json'} asks for other patches than round {round_} of this run: "
                                  "another run wrote it, or the images of the data set have changed since. Restore "
                                  "those images, or move the folder away to be asked again.")
             return
+        for place in (self.directory / "to-label", folder, folder / "images"):
+            own_directory(place)
         (folder / "masks").mkdir(parents=True, exist_ok=True)
         for patch in query:
             image, cell = self.grid.split(patch["id"])
             y0, x0, y1, x1 = self.grid.box(cell)
+            compare(self.images, image, image + 1)
             crop = Image.fromarray(np.asarray(self.images[image, y0:y1, x0:x1]))
             write_atomic(folder / "images" / patch["file"], partial(crop.save, format="PNG"))
         write_table(folder, self.rules)
         write_atomic(folder / "query.json", json.dumps(query, indent=1).encode())
+
+    def _asked(self, file: Path) -> Any:
+        try:
+            return parse_json(read_own(file))
+        except ValueError as error:
+            raise InputError(f"{file} is damaged ({error}). Remove it: --resume writes it again.") from None
 
     def _read(self, file: Path) -> np.ndarray:
         labels = read_classes(file, self.rules).classes

@@ -1,5 +1,7 @@
 """What a round leaves in its seed's directory: its line of ``rounds.jsonl``, the network, and what the report draws."""
 
+import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,13 +10,15 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from ..data.classes import VOID
 from ..data.listing import Sample
+from ..data.store import compare
 from ..data.tiles import whereabouts
 from ..errors import InputError
-from ..files import write_atomic
+from ..files import own_directory, write_atomic
 from ..grid import Grid
 from ..network.model import DeepLabV3Plus
-from ..records import Record, update_arrays
+from ..records import ROUNDS, Record, accepting, update_arrays
 from ..stages.evaluate import Score
 from ..stages.pool import Pool
 from ..stages.predict import PatchMaps
@@ -22,13 +26,16 @@ from ..stages.train import History
 from ..timing import StageClock, peak_bytes
 from .acquire import Query
 
+_log = logging.getLogger("meal_gpu")
+
 
 def line(k: int, pool: Pool, history: History[Score], class_names: Sequence[str], queried: list[Record],
-         next_query: list[Record], clock: StageClock) -> Record:
+         labels: Tensor, next_query: list[Record], clock: StageClock) -> Record:
     """The line of round k: what it revealed, what came of it, and what is asked for next."""
     return {
         "round": k, "n_labelled": len(pool.labelled_ids), "fraction": pool.fraction,
-        **results(history, class_names), "queried": queried, "next_query": next_query,
+        **results(history, class_names), "queried": queried, "labels": sums_of(labels),
+        "next_query": next_query,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
         "peak_bytes": peak_bytes(clock.device),
     }
@@ -68,11 +75,58 @@ def ids_of(patches: list[Record]) -> Tensor:
     return torch.tensor([patch["id"] for patch in patches], dtype=torch.int64)
 
 
-def check_same_images(record: Record, grid: Grid, names: Sequence[str]) -> None:
+def sums_of(labels: Tensor) -> list[int]:
+    """CRC-32 of each patch's labels, uint8 ``[n, patch_height, patch_width]``."""
+    return [zlib.crc32(patch.tobytes()) for patch in labels.cpu().numpy()]
+
+
+def check_same_labels(record: Record, labels: Tensor, n_classes: int, directory: Path, accept: bool) -> bool:
+    """Raise `InputError` where labels are not those that a round was trained on; with ``accept`` say so, and put them
+    into the record. Returns whether they were others."""
+    check_classes(labels, n_classes, record["queried"])
+    then, now = record.get("labels"), sums_of(labels)
+    if then is None or then == now:  # not kept by runs of before
+        return False
+    others = [patch for patch, old, new in zip(record["queried"], then, now, strict=False) if old != new]
+    named = ", ".join(f"{patch['image']} row {patch['row']} column {patch['col']}" for patch in others[:5])
+    told = f"{len(others) or 'some'} of the {len(now)} patches that round {record['round']} was trained on ({named})"
+    if not accept:
+        raise InputError(f"The labels of {told} have changed since. Restore the masks, start a new run, or go on with "
+                         f"the labels as they are, beside results that were made with others: "
+                         f"{accepting(directory.parent)}")
+    _log.warning("The labels of %s have changed since. They are taken as they are; results of the rounds so far were "
+                 "made with others.", told)
+    record["labels"] = now
+    return True
+
+
+def check_classes(labels: Tensor, n_classes: int, patches: list[Record]) -> None:
+    """Raise `InputError` for a label that is no class and not void."""
+    wrong = (labels >= n_classes) & (labels != VOID)
+    if bool(wrong.any()):
+        patch = patches[int(wrong.flatten(1).any(1).nonzero()[0])]
+        raise InputError(f"The mask of {patch['image']} holds the value {int(labels[wrong][0])} in row {patch['row']}, "
+                         f"column {patch['col']}: classes are 0 to {n_classes - 1}, void is {VOID}. Correct the mask; "
+                         "the store of decoded masks is made anew where its directory is removed.")
+
+
+def check_new(record: Record, pool: Pool, directory: Path) -> None:
+    """Raise `InputError` where a record reveals what is labelled already, or a patch twice."""
+    ids = ids_of(record["queried"]).to(pool.device)
+    if len(ids.unique()) != len(ids) or not bool(pool.free[ids].all()):
+        raise InputError(f"{directory / ROUNDS}: round {record['round']} reveals patches that were labelled before. "
+                         "Restore the file, or delete its lines from that round's on: --resume repeats them.")
+
+
+def check_same_images(record: Record, grid: Grid, names: Sequence[str], directory: Path) -> None:
     """Raise `InputError` where a record's patches are not in the images that it names: the data set has changed."""
     for patch in record["queried"] + record["next_query"]:
+        wrong = grid.check(patch)
+        if wrong is not None:
+            raise InputError(f"{directory / ROUNDS}: round {record['round']}: {wrong}. Restore the file, or delete its "
+                             "lines from that round's on: --resume repeats them.")
         image, _ = grid.split(patch["id"])
-        now = names[image] if image < len(names) else "nothing"
+        now = names[image] if 0 <= image < len(names) else "nothing"
         if now != patch["image"]:
             raise InputError(f"The data set is not the one of this run: round {record['round']} names a patch of image "
                              f"{patch['image']}, and {now} is there now. Restore the images to go on, or start a new "
@@ -88,6 +142,9 @@ def keep_embedding(chosen: Query, k: int, directory: Path) -> None:
 
 def keep_pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid, k: int, directory: Path) -> None:
     """Patches that round k will reveal, out of ``images`` uint8 ``[n, H, W, 3]``, and what the network says of them."""
+    own_directory(directory / "gallery")
+    for i in sorted({patch // grid.cells for patch in chosen.ids.tolist()}):
+        compare(images, i, i + 1)
     places = [(patch // grid.cells, grid.box(patch % grid.cells)) for patch in chosen.ids.tolist()]
     update_arrays(gallery_file(directory, k), {
         "ids": chosen.ids.numpy(),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..network.model import DeepLabV3Plus
 from ..randomness import generator
-from ..records import Record, append_round, drop_unfinished_line, read_rounds
+from ..records import Record, append_round, drop_unfinished_line, read_rounds, rewrite_rounds
 from ..stages.evaluate import Score, evaluate
 from ..stages.pool import Pool
 from ..stages.predict import patch_maps
@@ -28,34 +28,48 @@ Observer = Callable[[Record], None]
 """Called with the record of every round, those of a resumed run included."""
 
 
-def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle, observe: Observer) -> None:
+def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle, observe: Observer,
+             accept: bool = False) -> None:
     """Run one seed of an experiment in ``directory``, or go on with it.
+
+    Parameters
+    ----------
+    accept
+        Take labels that have changed since a round was trained on them, instead of refusing to go on.
 
     Raises
     ------
     LabelsMissingError
         The oracle's labels have not come yet; the query stands in its folder. Call again when they have.
     InputError
-        Training diverged, or the network's output is not finite.
+        Training diverged, or the network's output is not finite. The rounds, the images or the labels are not those
+        that the run has seen.
     """
     rounds, pool = experiment.config.query.rounds, experiment.new_pool()
     samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
     asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
+    changed = False
     for record in records:
-        outputs.check_same_images(record, pool.grid, pool.names)
+        outputs.check_same_images(record, pool.grid, pool.names, directory)
         for what in ("queried", "next_query"):
             experiment.askable.check_there(
                 [patch["image"] for patch in record[what]],
                 f"round {record['round'] + (what != 'queried')} of seed {seed} asks for a patch of it")
-        pool.reveal(ids_of(record["queried"]), oracle.label(record["round"], ids_of(record["queried"])))
+        labels = oracle.label(record["round"], ids_of(record["queried"]))
+        changed |= outputs.check_same_labels(record, labels, len(experiment.class_names), directory, accept)
+        outputs.check_new(record, pool, directory)
+        pool.reveal(ids_of(record["queried"]), labels)
         asked = record["next_query"]
         observe(record)
+    if changed:
+        rewrite_rounds(directory, records)
 
     for k in range(len(records), rounds + 1):
         clock = StageClock(experiment.backend.device)
         labels = oracle.label(k, ids_of(asked))
+        outputs.check_classes(labels, len(experiment.class_names), asked)
         pool.reveal(ids_of(asked), labels)
         outputs.keep_truth(labels, k, directory)
         model, history = learn(experiment, pool, seed, k, clock)
@@ -66,7 +80,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)
-        record = outputs.line(k, pool, history, experiment.class_names, asked, next_query, clock)
+        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock)
         if next_query and experiment.embeddings.near is not None:
             record["near_duplicates"] = experiment.embeddings.near.as_record()
         append_round(directory, record)

@@ -37,10 +37,10 @@ def write_report(runs: Sequence[Run], out: str | Path) -> Path:
     from .page import page  # as above
 
     out = expand(out)
-    if out.is_dir():
-        out = out / "report.html"
     content = page(runs).encode()
     try:
+        if out.is_dir():
+            out = out / "report.html"
         write_atomic(out, content)
     except OSError as error:
         raise InputError(f"The report cannot be written to {out}: {error.strerror}.") from error

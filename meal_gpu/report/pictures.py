@@ -11,7 +11,6 @@ import numpy as np
 from bokeh.palettes import Magma256
 from PIL import Image
 
-from ..errors import InputError
 from .runs import Patch, Run, Seed
 from .summary import score_text
 
@@ -103,15 +102,11 @@ def _card(arrays: dict[str, np.ndarray], index: int, patch: Patch | None, run: R
 
 def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[str, int] | None:
     """One round, collapsed unless it is the last, and how many patches it shows; None where it has no pictures."""
-    path = f"gallery/round-{number:02d}.npz"
-    arrays = seed.arrays(path)
+    queried = [patch.id for patch in seed.rounds[number].queried]
+    arrays = seed.arrays(f"gallery/round-{number:02d}.npz", len(queried) * run.config.data.tiling().patch_pixels * 16
+                         + 2**20, lambda found: _misfit(found, queried))
     if arrays is None:
         return None
-    missing = {"ids", "image", "prediction", "entropy", "truth"} - set(arrays)
-    if missing or len({len(array) for array in arrays.values()}) > 1:
-        raise InputError(f"{seed.folder / path} is not what a run writes"
-                         f"{': it lacks ' + ', '.join(sorted(missing)) if missing else ': lengths differ'}. "
-                         "Remove it to report without it.")
     total = len(arrays["ids"])
     shown = min(total, most)
     patches = {patch.id: patch for patch in seed.rounds[number].queried}
@@ -126,6 +121,27 @@ def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[
     opened = " open" if number == len(seed.rounds) - 1 else ""
     return (f'<details class="round"{opened}><summary><b>Round {number}</b> {count}, {asker}</summary>'
             f'<div class="cards">{cards}</div></details>'), shown
+
+
+def _misfit(arrays: dict[str, np.ndarray], queried: Sequence[int]) -> str:
+    """What is wrong with the pictures of these patches; empty where nothing is."""
+    missing = _PICTURES.keys() - arrays.keys()
+    if missing:
+        return f"it lacks {', '.join(sorted(missing))}"
+    if arrays["ids"].tolist() != list(queried):
+        return "its patches are not those of the round"
+    shape = arrays["prediction"].shape
+    for name, kinds in _PICTURES.items():
+        wanted = shape[:1] if name == "ids" else (*shape, 3) if name == "image" else shape
+        if arrays[name].dtype.kind not in kinds or arrays[name].shape != wanted or len(shape) != 3 or 0 in shape:
+            return f"{name} is {arrays[name].dtype} {list(arrays[name].shape)}"
+        if kinds == "u" and arrays[name].dtype != np.uint8:
+            return f"{name} is {arrays[name].dtype}"
+    return ""
+
+
+_PICTURES = {"ids": "iu", "image": "u", "prediction": "u", "entropy": "f", "truth": "u"}
+"""The arrays of a gallery, and the kinds of their numbers."""
 
 
 def gallery(run: Run, seed: Seed, element: int, allowance: Allowance, most: int) -> str:

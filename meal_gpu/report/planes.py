@@ -1,15 +1,14 @@
 """The embedding of the pool with every round's queries in it; hovering shows the patch."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bokeh.models import ColumnDataSource, CustomJSHover, HoverTool
 from bokeh.palettes import Plasma256
 
-from ..errors import InputError
 from .figures import GREY, Figures, button, plot
 from .pictures import picture_id
 from .runs import Patch, Run, Seed
@@ -34,32 +33,30 @@ Arrays = Mapping[str, np.ndarray]
 def planes(run: Run, index: int, seed: Seed, figures: Figures) -> str:
     """The embedding of a seed, drawn: one plane, or a small one per round if each was embedded anew, or why not.
 
-    ``index`` is the run's position on the page. Raises `InputError` for an embedding that does not fit the run.
+    ``index`` is the run's position on the page. An embedding that does not fit the run is left out.
     """
-    path = seed.folder / "embedding.npz"
-    arrays = seed.arrays("embedding.npz")
+    most = run.dataset.n_patches * (run.rounds_asked + 1) * (8 * run.config.umap.n_components + 16) + 2**20
+    arrays = seed.arrays("embedding.npz", most, lambda found: _misfit(found, run, seed))
     if run.supervised:
         return _none("Everything was labelled from the start: nothing was asked for, so there is no plane to show.")
     if arrays is None:
         if run.config.query.strategy.startswith("meal"):
-            return _none(f"No plane to show: seed-{seed.seed}/embedding.npz is not there.")
+            return _none(f"No plane to show: seed-{seed.seed}/embedding.npz is not there, or damaged.")
         return _none(f"No plane to show: {run.title} chooses without an embedding.")
     if "point_ids" in arrays:  # a sample; the others have no place but as candidates
         ids, sample = arrays["point_ids"], arrays["points"]
-        _check(sample, len(ids), f"{path}, points")
         points = np.full((run.dataset.n_patches, sample.shape[1]), np.nan, np.float32)
         points[ids] = sample
         arrays = {**arrays, "points": points}
     if "points" in arrays:
         more = run.dataset.n_patches - len(arrays["points"])
-        if more > 0 and "resumed_on" in run.environment and arrays["points"].ndim == 2:  # the pool has grown since
+        if more > 0:  # the pool has grown since
             arrays = {**arrays, "points": np.pad(arrays["points"], ((0, more), (0, 0)), constant_values=np.nan)}
-        _check(arrays["points"], run.dataset.n_patches, f"{path}, points")
         return _pool_plane(run, index, seed, arrays, figures)
     rounds = [number for number in range(len(seed.rounds)) if f"round_{number}_points" in arrays]
     if not rounds:
         return _none("No plane to show: no query has been chosen yet.")
-    each = "".join(_round_plane(run, index, seed, arrays, number, figures, path) for number in rounds)
+    each = "".join(_round_plane(run, index, seed, arrays, number, figures) for number in rounds)
     return (f'<p class="note">{escape(run.title)} fits an embedding of its own to each round\'s candidates, so the '
             f'rounds share no plane. Grey are the candidates, <b style="color:{CHOSEN}">coloured</b> those chosen: '
             f'hover over one.</p><div class="small-planes">{each}</div>')
@@ -69,10 +66,36 @@ def _none(why: str) -> str:
     return f'<p class="none">{escape(why)}</p>'
 
 
-def _check(points: np.ndarray, rows: int, where: str) -> None:
-    if points.ndim != 2 or points.shape[0] != rows or points.shape[1] < 2:
-        raise InputError(f"{where}: shape {list(points.shape)} where [{rows}, 2 or more] belongs. It is of another run "
-                         "or damaged; remove it to report without it.")
+def _misfit(arrays: Arrays, run: Run, seed: Seed) -> str:
+    """What is wrong with an embedding of this run; empty where nothing is."""
+
+    def ids(name: str) -> np.ndarray | None:
+        found = arrays.get(name, np.empty(0, np.int64))
+        right = found.dtype.kind in "iu" and found.ndim == 1
+        right = right and bool(((found >= 0) & (found < run.dataset.n_patches)).all())
+        return found if right else None
+
+    for name, array in arrays.items():
+        round_ = re.fullmatch(r"round_(\d+)_(points|candidates|chosen)", name)
+        if name == "points" or (round_ and round_[2] == "points"):
+            beside = ids(f"round_{round_[1]}_candidates" if round_ else "point_ids")
+            rows = None if beside is None else run.dataset.n_patches if name == "points" and "point_ids" not in arrays \
+                else len(beside)
+            if name == "points" and "resumed_on" in run.environment and "point_ids" not in arrays and array.ndim == 2:
+                rows = min(len(array), run.dataset.n_patches)  # a pool may have grown since
+            if array.dtype.kind != "f" or array.ndim != 2 or array.shape[0] != rows or array.shape[1] < 2:
+                return f"{name} is {array.dtype} {list(array.shape)}, where [{rows}, 2 or more] belongs"
+            if not np.isfinite(array).all():
+                return f"{name} is not finite"
+        elif name != "point_ids" and not round_:
+            return f"{name} does not belong there"
+        elif ids(name) is None:
+            return f"{name} names patches that the pool does not have"
+        if round_ and round_[2] == "chosen" and int(round_[1]) < len(seed.rounds):
+            asked = [patch.id for patch in seed.rounds[int(round_[1])].next_query]
+            if asked != array.tolist():
+                return f"{name} is not what the round asked for"
+    return ""
 
 
 def _source(points: np.ndarray, patches: Sequence[Patch], element: int, seed: Seed, note: str) -> ColumnDataSource:
@@ -142,10 +165,9 @@ def _positions(points: np.ndarray, arrays: Arrays, number: int, patches: Sequenc
     return np.array([at[p.id] for p in patches], np.float32).reshape(-1, 2)
 
 
-def _round_plane(run: Run, index: int, seed: Seed, arrays: Arrays, number: int, figures: Figures, path: Path) -> str:
+def _round_plane(run: Run, index: int, seed: Seed, arrays: Arrays, number: int, figures: Figures) -> str:
     places = arrays[f"round_{number}_points"]
     candidates = arrays.get(f"round_{number}_candidates", np.empty(0, np.int64))
-    _check(places, len(candidates), f"{path}, round_{number}_points")
     at = dict(zip(candidates.tolist(), places[:, :2].astype(np.float32), strict=True))
     record = seed.rounds[number]
     chosen = [patch for patch in record.next_query if patch.id in at]

@@ -1,25 +1,30 @@
 """Reading run directories, finished or not, with every check that the numbers of a report rest on."""
 
 import json
+import logging
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from ..config import MACHINE_KEYS, Config
 from ..errors import InputError
+from ..files import read_arrays, read_own
+from ..grid import Grid
 from ..paths import expand
+from ..records import ENVIRONMENT, ROUNDS, edited, read_config, read_environment, read_rounds
 from ..sweepfile import FILE, read_points
 from .paper import Reference, reference
 
-T = TypeVar("T")
+_log = logging.getLogger("meal_gpu")
 
 STRATEGIES = {"random": "Random", "entropy": "Entropy", "meal": "MEAL", "meal_ft": "MEAL-FT"}
 
@@ -98,16 +103,26 @@ class Seed:
     folder: Path
     rounds: list[Round]
 
-    def arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """All arrays of an ``.npz`` file of this seed, or None without one. Raises `InputError` for a corrupt file."""
+    def arrays(self, name: str, at_most: int, fits: Callable[[dict[str, np.ndarray]], str]) -> dict[
+            str, np.ndarray] | None:
+        """All arrays of an ``.npz`` file of this seed.
+
+        None without one, where it is damaged, has more than so many bytes, or ``fits`` says what is wrong with it. That
+        is no reason to go without a report: a line says what was left out.
+        """
         path = self.folder / name
-        if not path.exists():
-            return None
         try:
-            with np.load(path) as archive:
-                return dict(archive)
-        except Exception as error:  # zipfile, zlib, OSError, ValueError: whatever a damaged archive raises
-            raise InputError(f"{path} is damaged: {error}. Remove it to report without it.") from None
+            arrays = read_arrays(path, at_most)
+            wrong = fits(arrays)
+            if not wrong:
+                return arrays
+            why = f"{path} is not what this run wrote: {wrong}."
+        except FileNotFoundError:
+            return None
+        except InputError as error:
+            why = str(error)
+        _log.warning("%s The report leaves it out.", why)
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,6 +137,8 @@ class Run:
     """Only seeds with at least one finished round."""
     sweep: Path | None = None
     """The sweep's directory, where this is one of its runs, or several that differ in their seeds alone."""
+    edited: bool = False
+    """Somebody has edited the run by hand, and it was taken as it is."""
 
     @property
     def supervised(self) -> bool:
@@ -186,18 +203,18 @@ def load_run(path: str | Path) -> Run:
         found = "no such directory" if not path.exists() else "no config.yaml there"
         raise InputError(f"'{path}' is not a run directory ({found}). A run directory holds config.yaml, "
                          "environment.json and seed-0/rounds.jsonl: it is what 'meal-gpu run CONFIG --out DIR' writes.")
-    config = _guard(path / "config.yaml", lambda: Config.load(path / "config.yaml"))
-    environment = _guard(path / "environment.json", lambda: json.loads((path / "environment.json").read_text("utf-8")))
-    facts = _guard(path / "environment.json", lambda: Environment.model_validate(environment))
+    config = read_config(path)
     seeds = []
     for folder in path.glob("seed-*"):
-        if re.fullmatch(r"seed-\d+", folder.name) and (folder / "rounds.jsonl").exists():
-            seeds.append(Seed(int(folder.name[5:]), folder, _rounds(folder / "rounds.jsonl", facts.latest.n_patches)))
+        if re.fullmatch(r"seed-\d+", folder.name) and os.path.lexists(folder / "rounds.jsonl"):
+            seeds.append(Seed(int(folder.name[5:]), folder, _rounds(folder, config.data.tiling())))
     seeds = sorted((seed for seed in seeds if seed.rounds), key=lambda seed: seed.seed)
     if not seeds:
         raise InputError(f"'{path}' holds no finished round yet, so there is nothing to report. Finish one with: "
                          f"{_resume_command(path)}")
-    return Run(path, config, environment, facts.latest, seeds)
+    environment, dataset = _environment(path, config, seeds)
+    _check_pool(seeds, dataset.n_patches)
+    return Run(path, config, environment, dataset, seeds, edited=edited(path))
 
 
 def load_sweep(directory: str | Path) -> list[Run]:
@@ -241,7 +258,7 @@ def sweep_command(directory: Path) -> str:
 
 
 def _begun(run: Path) -> bool:
-    return any(b"\n" in file.read_bytes() for file in run.glob("seed-*/rounds.jsonl"))
+    return any(b"\n" in read_own(file) for file in run.glob("seed-*/rounds.jsonl"))
 
 
 def _merged(runs: Sequence[Run], directory: Path) -> Run:
@@ -256,16 +273,33 @@ def _resume_command(path: Path) -> str:
     return f"meal-gpu run --resume {shlex.quote(str(path))}"
 
 
-def _guard(path: Path, read: Callable[[], T]) -> T:
-    """``read()``; whatever is wrong with the file becomes an `InputError` that names it."""
+def _environment(path: Path, config: Config, seeds: Sequence[Seed]) -> tuple[dict[str, Any], Dataset]:
+    """What ``environment.json`` says; of the data set what the rounds tell, where it says nothing."""
+    first, grid = seeds[0].rounds[0], config.data.tiling()
+    n_patches = round(first.n_labelled / first.fraction) if first.fraction > 0 else 0
     try:
-        return read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        environment = read_environment(path)
+        dataset = Environment.model_validate(environment).latest
+        if first.iou is None or list(first.iou) == dataset.class_names:
+            return environment, dataset
+        why = f"{path / ENVIRONMENT} is of another run: its classes are not those of the rounds."
     except ValidationError as error:
-        raise InputError(f"{path} is not what a run writes: {_first(error)}.") from None
-    except ValueError as error:  # json and utf-8 errors are ValueErrors
-        raise InputError(f"{path} is damaged: {error}.") from None
+        why = f"{path / ENVIRONMENT} is not what a run writes: {_first(error)}."
+    except InputError as error:
+        why = str(error)
+    _log.warning("%s The report leaves out the machine, the classes' colours and the number of validation images.", why)
+    return {}, Dataset(name=config.data.dataset, class_names=list(first.iou or {}), palette=[],
+                       n_images=n_patches // grid.cells, n_val_images=0, n_patches=n_patches)
+
+
+def _check_pool(seeds: Sequence[Seed], n_patches: int) -> None:
+    for seed in seeds:
+        for record in seed.rounds:
+            for patch in [*record.queried, *record.next_query]:
+                if not 0 <= patch.id < n_patches:
+                    raise InputError(
+                        f"{seed.folder / ROUNDS}, line {record.round + 1} names patch {patch.id}; the pool of "
+                        f"environment.json has 0 to {n_patches - 1}. The files are of different runs: restore them.")
 
 
 def _first(error: ValidationError) -> str:
@@ -273,24 +307,18 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, detail['loc'])) or 'the whole'}: {detail['msg'].lower()}"
 
 
-def _rounds(path: Path, n_patches: int) -> list[Round]:
+def _rounds(folder: Path, grid: Grid) -> list[Round]:
     """The finished rounds of a seed. A last line that a kill left half-written is no finished round."""
-    lines = _guard(path, path.read_bytes).splitlines()
     rounds: list[Round] = []
-    for number, line in enumerate(lines):
+    for number, values in enumerate(read_rounds(folder), start=1):
         try:
-            record = Round.model_validate(json.loads(line))
-        except ValueError as error:
-            if number == len(lines) - 1 and not isinstance(error, ValidationError):
-                break
-            what = _first(error) if isinstance(error, ValidationError) else str(error)
-            raise InputError(f"{path}, line {number + 1} is damaged: {what}.") from None
-        if record.round != number:
-            raise InputError(f"{path}, line {number + 1} is round {record.round}; round {number} belongs there. "
-                             "Lines are missing or doubled.")
+            record = Round.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{folder / ROUNDS}, line {number} is damaged: {_first(error)}.") from None
         for patch in [*record.queried, *record.next_query]:
-            if not 0 <= patch.id < n_patches:
-                raise InputError(f"{path}, line {number + 1} names patch {patch.id}; the pool of environment.json has "
-                                 f"0 to {n_patches - 1}. The files are of different runs.")
+            wrong = grid.check(patch.model_dump())
+            if wrong is not None:
+                raise InputError(f"{folder / ROUNDS}, line {number} is damaged: {wrong}. Restore the file, or delete "
+                                 "its lines from that one on.")
         rounds.append(record)
     return rounds

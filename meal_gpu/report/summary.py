@@ -154,8 +154,10 @@ def notes(runs: Sequence[Run]) -> list[str]:
             found.append(f"{len(missing)} runs of the sweep {directory} have no finished round yet, such as "
                          f"{missing[0]}; go on with: {sweep_command(directory)}")
     for run, label in zip(runs, labels(runs), strict=True):
-        if not run.dataset.n_val_images:
+        if not run.dataset.n_val_images and run.seeds[0].rounds[0].miou is None:
             found.append(f"{label} has no validation images, so there is no mIoU.")
+        if run.edited:
+            found.append(f"{label} was edited by hand after it was written, and taken as it is.")
         near = next((record.near_duplicates for seed in run.seeds for record in seed.rounds if record.near_duplicates),
                     None)
         if near is not None and near.found:

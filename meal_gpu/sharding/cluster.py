@@ -52,7 +52,8 @@ def local(n_workers: int, threads: int) -> "Iterator[Client]":
     check_guarded()
     distributed = dask("distributed", "dask")
     with (_quiet(), _spawning(threads), _begun(lambda: distributed.LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, **COMMON)) as cluster,
+            n_workers=n_workers, threads_per_worker=1, processes=True, security=_own_certificates(),
+            **COMMON)) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
@@ -66,8 +67,8 @@ def cuda(threads: int) -> "Iterator[Client]":
         raise InputError("--cuda: no CUDA device is usable here (see meal-gpu info). Leave --cuda out to use the CPU.")
     check_guarded()
     distributed, dask_cuda = dask("distributed", "dask"), dask("dask_cuda", "dask-cuda")
-    with (_quiet(), _spawning(threads), _begun(lambda: dask_cuda.LocalCUDACluster(
-            threads_per_worker=1, **COMMON)) as cluster,
+    options = {"threads_per_worker": 1, "protocol": "tls", "security": _own_certificates(), **COMMON}
+    with (_quiet(), _spawning(threads), _begun(lambda: dask_cuda.LocalCUDACluster(**options)) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
@@ -83,10 +84,36 @@ def _begun(make: Callable[[], Any]) -> Any:
                          "above may say why.") from None
 
 
+def _own_certificates() -> Any:
+    """Certificates that are made for one cluster and held in memory: whoever has them may run code in its processes.
+
+    Without them every user of this machine could, since the scheduler listens on the loopback.
+    """
+    distributed = dask("distributed", "dask")
+    try:
+        return distributed.Security.temporary()
+    except ImportError:
+        raise InputError("cryptography is not installed, and workers on this machine are reached through TLS alone: "
+                         "pip install 'meal-gpu[dask]'") from None
+
+
 @contextmanager
 def connected(address: str) -> "Iterator[Client]":
-    """The workers of a scheduler that runs already; they must see the same directories as this machine."""
+    """The workers of a scheduler that runs already; they must see the same directories as this machine.
+
+    A ``tls://`` address needs the certificates that Dask's own settings name (``DASK_DISTRIBUTED__COMM__TLS__…``).
+    """
     distributed = dask("distributed", "dask")
+    if address.startswith("tls://"):
+        import dask.config as settings
+
+        missing = [key for key in ("ca-file", "client.key", "client.cert")
+                   if not settings.get(f"distributed.comm.tls.{key}", None)]
+        if missing:
+            names = (f"DASK_DISTRIBUTED__COMM__TLS__{key.upper().replace('-', '_').replace('.', '__')}"
+                     for key in missing)
+            raise InputError(f"{address} is reached with certificates. Set {', '.join(names)} to the files that the "
+                             "scheduler's owner has given you (docs/security.md).")
     try:
         client = distributed.Client(address, timeout=CONNECT_S)
     except (OSError, ValueError) as error:

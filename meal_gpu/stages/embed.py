@@ -1,9 +1,9 @@
 """The manifold embedding Φ (paper, sections 3.2 and 3.5): UMAP of patch features, fitted and looked up or placed."""
 
-import contextlib
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from ..config import UmapConfig
-from ..files import write_atomic
+from ..errors import InputError
+from ..files import digest, read_arrays, write_atomic
 from ..randomness import generator
+
+_log = logging.getLogger("meal_gpu")
 
 
 def _no_place(features: Tensor) -> Tensor:
@@ -69,16 +72,47 @@ def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,
                library: str = "umap-learn") -> Embedding:
     """`fit`, kept on disk under the digest of features, settings, library and seed. A cached embedding cannot place.
 
-    The features are copied to the host for the digest, once in a run.
+    The features are copied to the host for the digest, once in a run. What is kept is taken where it has the shape, the
+    type and the digest that it was written with, and is finite; else it is fitted again.
     """
     host = features.cpu().numpy()
-    digest = hashlib.blake2b(host.tobytes(), digest_size=12)
+    key = hashlib.blake2b(host.tobytes(), digest_size=12)
     asked = config.model_dump(mode="json", exclude={"fit_at_most"})
     settings = {**asked, "backend": library}  # not what was asked for, but what is used
-    digest.update(json.dumps([host.shape, settings, seed]).encode())
-    file = directory / f"{digest.hexdigest()}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged: fitted again
-        return Embedding(torch.from_numpy(np.load(file)).to(features.device))
+    key.update(json.dumps([host.shape, settings, seed]).encode())
+    file = directory / f"{key.hexdigest()}.npz"
+    held = _held(file, key.hexdigest(), (len(host), config.n_components))
+    if held is not None:
+        return Embedding(torch.from_numpy(held).to(features.device))
     embedding = fit(features, config, seed, library)
-    write_atomic(file, lambda stream: np.save(stream, embedding.points.cpu().numpy()))
+    points = embedding.points.cpu().numpy()
+    try:
+        write_atomic(file, lambda stream: np.savez(stream, points=points, check=_check(key.hexdigest(), points)))
+    except IsADirectoryError:
+        _log.warning("%s is a directory: the embedding is not kept. Remove it.", file)
     return embedding
+
+
+def _check(key: str, points: np.ndarray) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(digest(key, points.tobytes())), np.uint8)
+
+
+def _held(file: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """The points of a cached embedding, float32; None where there are none, or they are not those that were written."""
+    try:
+        arrays = read_arrays(file, 4 * shape[0] * shape[1] + 1024)
+        points, check = arrays["points"], arrays["check"]
+        if points.shape == shape and points.dtype == np.float32 and np.array_equal(check, _check(key, points)):
+            if np.isfinite(points).all():
+                return points.copy()  # torch wants memory that may be written
+            why = f"{file} is not finite."
+        else:
+            why = f"{file} is not what was written there."
+    except FileNotFoundError:
+        return None
+    except KeyError as error:
+        why = f"{file} lacks {error}."
+    except InputError as error:
+        why = str(error)
+    _log.warning("%s The embedding is fitted again.", why)
+    return None

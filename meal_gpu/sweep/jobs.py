@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, first_line
+from ..files import write_atomic
 from ..sharding import cluster
 
 if TYPE_CHECKING:
@@ -140,8 +141,7 @@ def run_job(topic: str, job: Job) -> str | None:
     except cluster.Unwanted:
         raise
     except Exception as error:
-        directory.mkdir(parents=True, exist_ok=True)  # it may have failed before there was one
-        file = directory / "error.txt"
-        file.write_text(traceback.format_exc(), "utf-8", "backslashreplace")
+        file = directory / "error.txt"  # it may have failed before there was a directory
+        write_atomic(file, traceback.format_exc().encode("utf-8", "backslashreplace"))
         return f"{type(error).__name__}: {error} (see {file})"
     return None

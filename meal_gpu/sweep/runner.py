@@ -4,6 +4,7 @@ The directory holds ``sweep.yaml`` (the points, every config in full), one run d
 ``report.html``. What is finished stays as it is; everything else goes on from its last finished round.
 """
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..data.datasets import Dataset, open_dataset
 from ..engine.feasible import check_feasible
 from ..errors import InputError
 from ..files import write_atomic
-from ..launch import check_same_run, finished
+from ..launch import check_place, check_same_run, finished
 from ..locks import locked
 from ..machine.backend import resolve
 from ..machine.card import processes
@@ -31,6 +32,8 @@ from .live_table import Board
 
 if TYPE_CHECKING:
     from ..sharding.cluster import Client
+
+_log = logging.getLogger("meal_gpu")
 
 
 def sweep(points: Sequence[Point], directory: str | Path, console: Console, workers: int | None = None,
@@ -57,6 +60,7 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
         the end: when runs failed, naming each with its reason. When the scheduler is lost.
     """
     directory = expand(directory).absolute()
+    check_place(directory)
     check(points, directory, data_here=scheduler is None)
     missing = [point for point in points if not _is_done(directory / point.name, point.config)]
     failures: dict[str, str] = {}
@@ -88,6 +92,9 @@ def check(points: Sequence[Point], directory: Path, data_here: bool = True) -> N
             if point.config.query.oracle == "people":
                 raise InputError("query.oracle is 'people': a sweep cannot wait for labels. Use meal-gpu run for it.")
             check_local(point.config, "a sweep gives each worker a run of its own")
+            if (directory / point.name).is_symlink():
+                raise InputError(f"{directory / point.name} is a symbolic link, and nothing is written through one: "
+                                 "put the directory itself in its place, or remove the link.")
             if (directory / point.name / "config.yaml").is_file():
                 check_same_run(directory / point.name, point.config)
             if data_here:
@@ -140,5 +147,9 @@ def _is_done(directory: Path, config: Config) -> bool:
 def _with_earlier(points: Sequence[Point], directory: Path) -> list[Point]:
     """These points, and those that the directory has runs of from earlier sweeps."""
     names = {point.name for point in points}
-    earlier = read_points(directory) if (directory / FILE).is_file() else []
+    try:
+        earlier = read_points(directory) if (directory / FILE).is_file() else []
+    except InputError as error:
+        earlier = []
+        _log.warning("%s It is written anew, with the runs of this call alone.", error)
     return [*points, *(point for point in earlier if point.name not in names)]

@@ -4,6 +4,7 @@ Fits are small (umap-learn compiles its approximate neighbour search above 4096 
 """
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from sklearn.manifold import trustworthiness
 
 from meal_gpu.config import UmapConfig
-from meal_gpu.stages.embed import Embedding, fit, fit_cached
+from meal_gpu.stages.embed import Embedding, _check, fit, fit_cached
 
 CONFIG = UmapConfig()
 
@@ -114,9 +115,9 @@ def test_a_cached_embedding_is_the_fitted_one_and_comes_from_its_file(vectors, f
     directory = tmp_path / "embeddings"
     assert torch.equal(fit_cached(vectors, CONFIG, 3, directory).points, fitted.points)
     (file,) = directory.iterdir()
-    np.testing.assert_array_equal(np.load(file), fitted.points.numpy())
+    np.testing.assert_array_equal(np.load(file)["points"], fitted.points.numpy())
     marked = np.full((300, 2), 7, np.float32)
-    np.save(file, marked)
+    np.savez(file, points=marked, check=_check(file.stem, marked))
     np.testing.assert_array_equal(fit_cached(vectors, CONFIG, 3, directory).points.numpy(), marked)
 
 
@@ -150,13 +151,44 @@ def test_what_cannot_place_says_so(tmp_path):
             embedding.place(roll(3, 2))
 
 
-@pytest.mark.parametrize("content", [b"", b"half a file", None])
-def test_a_damaged_cache_is_fitted_again(vectors, fitted, tmp_path, content):
+def sealed(file: Path, points: np.ndarray) -> None:
+    np.savez(file, points=points, check=_check(file.stem, points))
+
+
+DAMAGE = {
+    "emptied": lambda file, points: file.write_bytes(b""),
+    "half": lambda file, points: file.write_bytes(file.read_bytes()[:-5]),
+    "text": lambda file, points: file.write_bytes(b"half a file"),
+    "shape": lambda file, points: sealed(file, points[:9]),
+    "type": lambda file, points: sealed(file, points.astype(np.float64)),
+    "not finite": lambda file, points: sealed(file, np.where(points > 0, np.nan, points).astype(np.float32)),
+    "other points": lambda file, points: np.savez(file, points=points + 1, check=_check(file.stem, points)),
+    "of another seed": lambda file, points: np.savez(file, points=points, check=_check("0" * 24, points)),
+    "no check": lambda file, points: np.savez(file, points=points),
+    "large": lambda file, points: np.savez_compressed(file, points=points, more=np.zeros(10**8, np.uint8)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_cache_is_fitted_again(vectors, fitted, tmp_path, caplog, monkeypatch, damage):
+    monkeypatch.setattr("meal_gpu.stages.embed.fit", lambda *args: fitted)
     fit_cached(vectors, CONFIG, 3, tmp_path)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-5] if content is None else content)
+    DAMAGE[damage](file, fitted.points.numpy())
     assert torch.equal(fit_cached(vectors, CONFIG, 3, tmp_path).points, fitted.points)
-    np.testing.assert_array_equal(np.load(file), fitted.points.numpy())
+    np.testing.assert_array_equal(np.load(file)["points"], fitted.points.numpy())
+    [line] = [record.message for record in caplog.records if "is fitted again" in record.message]
+    assert str(file) in line
+
+
+def test_a_cache_that_is_a_directory_keeps_nothing(vectors, fitted, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("meal_gpu.stages.embed.fit", lambda *args: fitted)
+    fit_cached(vectors, CONFIG, 3, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    file.mkdir()
+    assert torch.equal(fit_cached(vectors, CONFIG, 3, tmp_path).points, fitted.points)
+    assert "is not kept" in caplog.text
 
 
 def test_clusters_stay_apart():
