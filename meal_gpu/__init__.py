@@ -1,6 +1,7 @@
 """MEAL: which image patches to label next.
 
-`run` and `resume` do what the command line does, `load_run` reads what they leave. `STRATEGIES` takes a `Strategy` of
+`run` and `resume` do what the command line does, `load_run` reads what they leave. `query` chooses patches for a
+network of your own, and `Manifold` is what it keeps between rounds. `STRATEGIES` takes a `Strategy` of
 your own: a function of a `PoolView`. ``kernels.patch_entropy`` scores logits.
 """
 
@@ -12,18 +13,20 @@ if TYPE_CHECKING:
     from .config import Config
     from .errors import InputError, LabelsMissingError
     from .launch import resume, run
+    from .library.manifold import Manifold
+    from .library.query import query
     from .network.model import DeepLabV3Plus
     from .report import load_run
     from .stages.pool import Pool
     from .stages.select import STRATEGIES, PoolView, Strategy
 
-__all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Pool", "PoolView", "Strategy",
-           "kernels", "load_run", "resume", "run"]
+__all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Manifold", "Pool", "PoolView",
+           "Strategy", "kernels", "load_run", "query", "resume", "run"]
 
 _HOMES = {
     "Config": "config", "InputError": "errors", "LabelsMissingError": "errors", "resume": "launch", "run": "launch",
     "DeepLabV3Plus": "network.model", "load_run": "report", "Pool": "stages.pool", "STRATEGIES": "stages.select",
-    "PoolView": "stages.select", "Strategy": "stages.select",
+    "Manifold": "library.manifold", "query": "library.query", "PoolView": "stages.select", "Strategy": "stages.select",
 }
 
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from .bench.commands import app as bench
 from .config import Config
 from .configfile import shipped
-from .display import Display
+from .display import Display, number
 from .errors import InputError, LabelsMissingError
 
 
@@ -174,6 +174,38 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
     console.print(f"page: {out}", highlight=False, soft_wrap=True, markup=False)
     if problem is not None:
         raise problem
+
+
+@app.command()
+def query(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)],
+          predictions: Annotated[Path, typer.Option(metavar="DIR", help="A .npy, .npz or .pt file per image of the "
+                                                    "pool, called like it: logits [classes, h, w] at any stride.")],
+          labelled: Annotated[list[Path] | None, typer.Option(
+              metavar="FILE", help="query.json of an earlier call: its patches are labelled. Repeatable.")] = None,
+          out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where query.json goes; without it the patches "
+                                                   "are only shown.")] = None,
+          probabilities: Annotated[bool, typer.Option("--probabilities", help="The files hold probabilities.")] = False,
+          align_corners: Annotated[bool, typer.Option("--align-corners", help="How they are interpolated.")] = False,
+          set_: SetOption = None) -> None:
+    """Which patches of CONFIG's pool to label next, by predictions of a network of your own; nothing is trained."""
+    from .library.command import query_saved
+
+    loaded = Config.load(config, set_)
+    try:
+        with Display(console) as show:
+            answer = query_saved(loaded, predictions, labelled or [], out,
+                                 "probabilities" if probabilities else "logits", align_corners, show.progress)
+    except KeyboardInterrupt:
+        raise Interrupted(" Nothing was written.") from None
+    table = Table("image", "row", "col", "box (y0, x0, y1, x1)", "score", box=None, pad_edge=False)
+    for patch in answer.patches[:20]:
+        place = (str(patch["row"]), str(patch["col"]), ", ".join(map(str, patch["box"])))
+        table.add_row(escape(patch["image"]), *place, number(patch["score"]))
+    console.print(table)
+    if len(answer.patches) > 20:
+        console.print(f"and {len(answer.patches) - 20} more", highlight=False)
+    if out is not None:
+        console.print(f"all {len(answer.patches)}: {out / 'query.json'}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Shared fixtures: the real data beside the repository, and small data sets of each layout, drawn with noise."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def camvid_root() -> Path:
 def weights_file() -> Path:
     """ImageNet weights of the default backbone, in timm's naming."""
     return _needed(SHARED / "weights" / "mobilenetv2_100_imagenet.safetensors")
+
+
+@pytest.fixture
+def off_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This repository is not where modules are looked for: transformers knows a package of PyPI called `kernels`."""
+    root = Path(__file__).resolve().parents[1]
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if Path(path or ".").resolve() != root])
 
 
 @pytest.fixture

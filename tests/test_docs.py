@@ -85,6 +85,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for block in BLOCKS:
         if block.language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block.text)):
             (place / name[1]).write_text(here(block.text, place))
+    for i in range(4):
+        (place / "predictions").mkdir(exist_ok=True)
+        np.save(place / "predictions" / f"{i}.npy", draw.normal(size=(11, 16, 24)).astype(np.float16))
     for folder in ("bench", "docs"):
         (place / folder).mkdir()
     (place / "bench" / "results").symlink_to(ROOT / "bench" / "results")
@@ -123,7 +126,7 @@ def shell(place: Path) -> Callable[[str], None]:
         arguments = [here(word, place) for word in call[1:]]
         if "--resume" in arguments:
             label(Path(arguments[arguments.index("--resume") + 1]))
-        elif arguments[0] in ("run", "ingest", "info", "bench", "demo"):
+        elif arguments[0] in ("run", "ingest", "info", "bench", "demo", "query"):
             arguments += [word for setting in tiny(place) for word in ("--set", setting)
                           if setting.split("=")[0] not in given(arguments)]
         result = CliRunner().invoke(cli.app, arguments)
@@ -155,6 +158,7 @@ def test_a_shown_command_runs(block, shell, place, monkeypatch):
                 shell(line)
 
 
+@pytest.mark.usefixtures("off_the_path")
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_shown_python_runs(block, shell, place, monkeypatch):
     monkeypatch.chdir(place)

@@ -166,8 +166,8 @@ class Ground:
         draw = generator(self.config.seeds[0], 0, "select")
         uniforms = torch.rand(self.config.query.n_query, generator=draw, dtype=torch.float64).to(device)
         return PoolView(image=ids // cells, cell=ids % cells, free=free, n_free=len(ids) - len(labelled),
-                        labelled=~free, query=self.config.query, score=score, uniforms=lambda n: uniforms[:n],
-                        kmeans=experiment.backend.kmeans)
+                        labelled=~free, n_labelled=len(labelled), query=self.config.query, score=score,
+                        uniforms=lambda n: uniforms[:n], kmeans=experiment.backend.kmeans)
 
 
 def part_of(experiment: Experiment, images: np.ndarray) -> Frames:

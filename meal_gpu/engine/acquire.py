@@ -1,25 +1,53 @@
 """The query procedure of Algorithm 1: score the unlabelled pool, embed, and select what to ask for."""
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..config import QueryConfig
+from ..config import Config, QueryConfig
 from ..errors import InputError
-from ..network.model import DeepLabV3Plus
+from ..machine.backend import Backend
 from ..randomness import derive, generator
 from ..sharding.shards import Sharded
-from ..stages.embed import fit
+from ..stages.embed import Embedding, fit
+from ..stages.near import Nearness
 from ..stages.pool import Pool
 from ..stages.predict import Predictions
 from ..stages.select import PoolView, Strategy
 from ..timing import StageClock
 from .apart import choose_apart
-from .experiment import Experiment
 
 Seen = Predictions | Sharded
 """What a pass over the pool found, in this process or on the workers."""
+
+
+class Planes(Protocol):
+    """Φ per seed, such as `meal_gpu.engine.embeddings.Embeddings`."""
+
+    def of(self, seed: int) -> Embedding: ...
+
+    @property
+    def nearness(self) -> Nearness: ...
+
+
+class Asking(Protocol):
+    """Who asks: an `Experiment`, or whoever looks at a pool with a network of their own."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def strategy(self) -> Strategy: ...
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def embeddings(self) -> Planes: ...
+
+    def look(self, model: Any, needs: set[str], free: Tensor) -> Seen: ...
 
 
 @dataclass
@@ -34,7 +62,7 @@ class Query:
     """For ``embedding.npz``: the pool's points, and the candidates' ids and points of this round; on the device."""
 
 
-def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int, k: int, clock: StageClock) -> Query:
+def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock: StageClock) -> Query:
     """Choose ``query.n_query`` free patches with the network of round k.
 
     Raises `InputError` where the network's output is not finite, naming the round and the image.
@@ -49,7 +77,7 @@ def acquire(experiment: Experiment, pool: Pool, model: DeepLabV3Plus, seed: int,
     return Query(ids, scores, embedded)
 
 
-def _choose(experiment: Experiment, view: PoolView, pool: Pool) -> Tensor:
+def _choose(experiment: Asking, view: PoolView, pool: Pool) -> Tensor:
     query, strategy = experiment.config.query, experiment.strategy
     if not query.min_distance:
         return strategy.choose(view, query.n_query)
@@ -62,7 +90,7 @@ def _needs(strategy: Strategy) -> set[str]:
     return {*strategy.needs, "features"} if "embedding" in strategy.needs else set(strategy.needs)
 
 
-def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
+def _view(experiment: Asking, pool: Pool, seen: Seen, seed: int, k: int,
           clock: StageClock) -> tuple[PoolView, dict[str, Tensor]]:
     """What the strategy may look at, and a place where its embeddings are remembered."""
     config, needs = experiment.config, experiment.strategy.needs
@@ -93,7 +121,8 @@ def _view(experiment: Experiment, pool: Pool, seen: Seen, seed: int, k: int,
 
     view = PoolView(
         image=ids // pool.grid.cells, cell=ids % pool.grid.cells,
-        free=pool.free, n_free=pool.n_free, labelled=~pool.free, query=config.query,
+        free=pool.free, n_free=pool.n_free, labelled=pool.labelled.view(-1), n_labelled=len(pool.labelled_ids),
+        query=config.query,
         score=seen.score, features=seen.features, probabilities=seen.probabilities, best=seen.best,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,

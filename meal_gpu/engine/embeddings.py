@@ -5,15 +5,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data.datasets import cache_dir
 from ..machine.backend import Backend
-from ..randomness import derive, generator
+from ..randomness import derive
 from ..sharding.shards import Sharded
-from ..stages.embed import Embedding, fit, fit_cached
+from ..stages.embed import Embedding, fit, fit_cached, sample
 from ..stages.near import NEAR, NearDuplicates, Nearness
 from ..stages.predict import Predictions
 from ..timing import Progress
@@ -51,9 +50,8 @@ class Embeddings:
 
     def _fit(self, seed: int) -> Embedding:
         settings, most = (self.config.umap, derive(seed, 0, "umap") % 2**32), self.config.umap.fit_at_most
-        if self.n_patches > most:
-            drawn = torch.randperm(self.n_patches, generator=generator(seed, 0, "umap sample"))[:most].sort().values
-            ids = drawn.to(self.backend.device)
+        ids = sample(self.n_patches, most, seed, self.backend.device)
+        if ids is not None:
             vectors = self._seen.rows("features", ids)
             self._count(Nearness.of(vectors))
             return replace(fit(vectors, *settings, self.backend.umap), ids=ids)

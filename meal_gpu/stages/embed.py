@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import UmapConfig
 from ..errors import InputError
 from ..files import digest, read_arrays, write_atomic
+from ..randomness import generator
 
 _log = logging.getLogger("meal_gpu")
 
@@ -58,6 +59,13 @@ def fit(features: Tensor, config: UmapConfig, seed: int, library: str = "umap-le
 
     points, reducer = umap_learn.fit_umap(features.cpu(), config, seed)
     return Embedding(points.to(features.device), functools.partial(umap_learn.place_umap, reducer), reducer)
+
+
+def sample(n: int, most: int, seed: int, device: torch.device) -> Tensor | None:
+    """Patches that Φ is fitted on where a pool of n has more than ``most``: int64 ``[most]``, ascending; else None."""
+    if n <= most:
+        return None
+    return torch.randperm(n, generator=generator(seed, 0, "umap sample"))[:most].sort().values.to(device)
 
 
 def fit_cached(features: Tensor, config: UmapConfig, seed: int, directory: Path,

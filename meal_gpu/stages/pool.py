@@ -1,12 +1,22 @@
 """The pool: images, which of their patches are labelled, and the labels revealed so far."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..data.frames import Frames
 from ..grid import Grid
+
+
+class Tiled(Protocol):
+    """Images under a grid, such as `meal_gpu.data.frames.Frames`."""
+
+    @property
+    def images_grid(self) -> Grid: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class Pool:
@@ -23,7 +33,7 @@ class Pool:
         bool ``[images, cells]``: patches beside an image that does not fill its frame, never to be asked for; or None.
     """
 
-    def __init__(self, frames: Frames, names: Sequence[str], blank: Tensor | None = None) -> None:
+    def __init__(self, frames: Tiled, names: Sequence[str], blank: Tensor | None = None) -> None:
         self.frames = frames
         self.names = tuple(names)
         self.grid: Grid = frames.images_grid

@@ -44,7 +44,7 @@ DASK = [sys.executable, "-m", "dask"]
 
 @pytest.mark.camvid
 def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, tmp_path, monkeypatch):
-    """6 images of the real size, frozen and finetuned, on 1, 2, 3 and 5 processes that are added one after another.
+    """6 images of half the size, frozen and finetuned, on 1, 2, 3 and 5 processes that are added one after another.
 
     Two images to a batch, so that 5 processes fill few with repeats. ``most_of_an_image`` reads whole fields, as a
     strategy of one's own may.
@@ -57,14 +57,14 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
 
     monkeypatch.setitem(STRATEGIES, "own", replace(STRATEGIES["entropy"], choose=most_of_an_image,
                                                    needs=frozenset({"score", "probabilities"})))
-    monkeypatch.setattr(features_module, "BATCH_PIXELS", 2 * 360 * 480)
+    monkeypatch.setattr(features_module, "BATCH_PIXELS", 2 * 180 * 240)
     root = thinned(camvid_root, tmp_path / "camvid", every=62)
     experiments, expected = [], []
     for frozen in (True, False):
         experiment = prepare(Config.load("camvid", [
             f"data.root={root}", f"model.weights={weights_file}", f"data.store={tmp_path / 'store'}", "seeds=[0]",
-            "device=cpu", "query.n_query=8", "query.n_informative=40", "train.epochs=1", "query.n_initial_images=1",
-            f"model.freeze_backbone={str(frozen).lower()}"]))
+            "device=cpu", "data.image_size=[180, 240]", "query.n_query=8", "query.n_informative=40", "train.epochs=1",
+            "query.n_initial_images=1", f"model.freeze_backbone={str(frozen).lower()}"]))
         pool, masks = experiment.new_pool(), experiment.stores.train.masks
         ids = initial_patches(experiment, 0)
         pool.reveal(ids, SimulatedOracle(masks, experiment.grid).label(0, ids))

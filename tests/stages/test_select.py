@@ -35,7 +35,7 @@ def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None
     draw = torch.Generator().manual_seed(seed)
     points = torch.randn(n, 2, generator=draw) if points is None else points
     return PoolView(
-        image=ids // 4, cell=ids % 4, free=mask, n_free=len(free), labelled=~mask,
+        image=ids // 4, cell=ids % 4, free=mask, n_free=len(free), labelled=~mask, n_labelled=n - len(free),
         query=QueryConfig(**{"n_query": 3, "n_informative": 8, **query}), uniforms=drawn(seed),
         score=torch.rand(n, generator=draw) if score is None else score, features=points,
         place=lambda ids: points[ids], fit=lambda ids: points[ids])
@@ -48,7 +48,7 @@ def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
         "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
-        "place", "fit", "seed", "kmeans", "best"]
+        "place", "fit", "seed", "kmeans", "best", "n_labelled"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
@@ -212,7 +212,7 @@ def test_a_centroid_that_is_no_number_takes_what_is_left(monkeypatch):
     """Libraries leave NaN for an empty cluster, and as the smallest number NaN would win every comparison."""
     points = torch.tensor([[0.0, 0], [5, 0], [0, 5]])
     found = torch.tensor([[torch.nan, torch.nan], [0, 5], [torch.nan, 0]], dtype=torch.float64)
-    monkeypatch.setattr("meal_gpu.stages.select._centroids", lambda *args: found)
+    monkeypatch.setattr("meal_gpu.stages.kmeans._centroids", lambda *args: found)
     assert sorted(snap_kmeans(points, 3, 0).tolist()) == [0, 1, 2]
     assert snap_kmeans(points, 3, 0)[1] == 2
 
@@ -304,7 +304,7 @@ def test_an_unknown_strategy_is_named_with_the_nearest(name, hint):
         find_strategy(name)
     assert str(error.value).startswith(f"query.strategy is '{name}'.")
     assert hint in str(error.value)
-    assert "Allowed: random, entropy, meal, meal_ft." in str(error.value)
+    assert "Allowed: random, entropy, meal, meal_ft, " in str(error.value)
 
 
 def test_a_strategy_declares_what_it_needs():
@@ -314,7 +314,8 @@ def test_a_strategy_declares_what_it_needs():
     for strategy in STRATEGIES.values():
         assert isinstance(strategy, Strategy)
         bare = dataclasses.replace(
-            whole, uniforms=drawn(0), score=whole.score if "score" in strategy.needs else None, features=None,
+            whole, uniforms=drawn(0), score=whole.score if "score" in strategy.needs else None,
+            features=whole.features if "features" in strategy.needs else None,
             place=whole.place if "embedding" in strategy.needs else None,
             fit=whole.fit if "features" in strategy.needs else None)
         assert len(strategy.choose(bare, 3)) == 3
