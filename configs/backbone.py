@@ -35,7 +35,8 @@ def make(file: Path, overrides: list[str] | None = None) -> float:
         trained = load_file(run / "seed-0" / "model.safetensors")
         miou = load_run(run).seeds[0].rounds[-1].miou
     weights = {name.removeprefix(PREFIX): value for name, value in trained.items() if name.startswith(PREFIX)}
-    write_atomic(file, save(weights, {"made by": "python -m meal_gpu.configs.backbone", "license": "Apache-2.0"}))
+    # One entry: safetensors writes several in an order that changes.
+    write_atomic(file, save(weights, {"origin": "python -m meal_gpu.configs.backbone; Apache-2.0"}))
     return float(miou or 0)
 
 

@@ -3,7 +3,7 @@
 import statistics
 
 import pytest
-from fake_run import records, small
+from fake_run import html, records, small, words
 
 from meal_gpu.report import load_run
 from meal_gpu.report.verdict import verdict
@@ -26,6 +26,7 @@ def test_it_is_said_by_how_much_and_over_how_many_seeds(tmp_path):
     assert ", ".join(f"{value:+.3f}" for value in by_seed) in text
     assert f"± {statistics.stdev(by_seed) / 2 ** 0.5:.3f}" in text
     assert verdict(runs[::-1]) == text
+    assert text in words(html(runs, tmp_path / "r.html"))
 
 
 def test_whichever_won_is_named(tmp_path):
