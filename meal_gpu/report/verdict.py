@@ -34,12 +34,14 @@ def verdict(runs: Sequence[Run]) -> str | None:
     if gap.mean == 0:
         text = f"{first} and {second} end with the same mIoU, {best[0][-1]:.3f}, with {patches:,} labelled patches."
     if rounds:
-        text += f" Over all rounds of queries it was {sum(rounds) / len(rounds):+.3f}."
+        mean = sum(rounds) / len(rounds)
+        text += (f" On average over the rounds of queries {first} was {abs(mean):.3f} "
+                 f"{'ahead' if mean >= 0 else 'behind'}.")
     if gap.std is None:
         return f"{text} One run each: a difference like this may be noise."
-    each = ", ".join(f"{value:+.3f}" for value in ahead)
-    return (f"{text} By seed: {each}. {len(seeds)} seeds are few: the mean is known to about "
-            f"± {gap.std / len(seeds) ** 0.5:.3f}.")
+    each, known = ", ".join(f"{value:+.3f}" for value in ahead), gap.std / len(seeds) ** 0.5
+    noise = ", so this may be noise" if abs(gap.mean) < 2 * known else ""
+    return f"{text} By seed: {each}. The mean of {len(seeds)} seeds is known to about ± {known:.3f}{noise}."
 
 
 def _curve(run: Run, seed: int) -> list[float | None]:
