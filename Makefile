@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test test-lost-schedulers test-kills lint docs clean help
 
 help:
-	@echo "make demo   install, then run the whole loop on drawn street scenes (a few minutes)"
+	@echo "make demo   install, then race MEAL against random patches on drawn street scenes"
 	@echo "make test   install, then lint, type-check and test"
 	@echo "make docs   install, then write the pages that are made from code and results again"
 	@echo "make clean  remove .venv, caches and runs/demo"

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console, ConsoleRenderable
@@ -34,6 +34,10 @@ class Terminated(BaseException):
 
     No KeyboardInterrupt, which Typer would turn into its own message and code.
     """
+
+if TYPE_CHECKING:
+    from .report import Run
+    from .sweepfile import Point
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -74,9 +78,15 @@ def _whole(version: Annotated[bool, typer.Option("--version", callback=_version,
 
 
 @app.command()
-def demo(out: OutOption = None, set_: SetOption = None) -> None:
-    """Run the whole loop on synthetic street scenes that are drawn on the spot, on the CPU, in a few minutes."""
-    _start("demo", out, set_)
+def demo(out: Annotated[Path, typer.Option(help="Directory of the runs; called again, what is missing is done.")] =
+         Path("runs/demo"), set_: SetOption = None) -> None:
+    """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a few minutes."""
+    from .report.verdict import verdict
+
+    runs = _sweep("demo_compared", out, set_, workers=0)
+    won = verdict(runs)
+    if won is not None:
+        console.print(f"\n[bold]{escape(won)}[/]", highlight=False)
 
 
 @app.command()
@@ -114,33 +124,49 @@ def sweep(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=SW
           set_: SetOption = None,
           only: Annotated[list[str] | None, typer.Option(
               metavar="PATTERN", help="Only the runs of fitting names, for example '*-seed-0'. Repeatable.")] = None,
-          workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
+          workers: Annotated[int | None, typer.Option(
+              min=0, metavar="N", help="Use N worker processes on this machine; 0: this one, without Dask.")] = None,
+          scheduler: SchedulerOption = None, cuda: CudaOption = False,
           resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                       help="Go on with the sweep in DIR.")] = None,
           ) -> None:
     """Run every combination of a sweep's values, on Dask's workers. Called again, it does what is missing."""
-    from .sweepfile import load_points, read_points
+    from .sweepfile import read_points
 
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a sweep, or --resume DIR to go on with one (one of the two).")
     if resume is not None and (out is not None or set_ or only):
         raise InputError("--resume goes on with a sweep as it is: give it without --out, --set and --only.")
     if config is not None:
-        points, directory = load_points(config, set_, only), out or Path("runs") / Path(config).stem
-    else:
-        assert resume is not None
-        points, directory = read_points(resume), resume
+        _sweep(config, out or Path("runs") / Path(config).stem, set_, workers, scheduler, cuda, only)
+        return
+    assert resume is not None
+    _run_points(read_points(resume), str(resume), resume, workers, scheduler, cuda)
+
+
+def _sweep(config: str, out: Path, set_: list[str] | None, workers: int | None, scheduler: str | None = None,
+           cuda: bool = False, only: list[str] | None = None) -> "list[Run]":
+    from .sweepfile import load_points
+
+    return _run_points(load_points(config, set_, only), config, out, workers, scheduler, cuda)
+
+
+def _run_points(points: "list[Point]", name: str, directory: Path, workers: int | None, scheduler: str | None,
+                cuda: bool) -> "list[Run]":
     from .report import load_sweep, print_tables
     from .sweep.runner import sweep as run_all
 
-    console.print(f"[bold]{escape(str(config or resume))}[/]: {len(points)} runs → {escape(str(directory))}",
-                  highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(name)}[/]: {len(points)} runs → {escape(str(directory))}", highlight=False,
+                  soft_wrap=True)
     try:
         run_all(points, directory, console, workers, scheduler, cuda)
     except (KeyboardInterrupt, Terminated) as stop:
-        raise Interrupted(_going_on("sweep", directory)) from stop
-    print_tables(load_sweep(directory), console)
+        here = " --workers 0" if workers == 0 else ""
+        raise Interrupted(_going_on("sweep", directory) + here) from stop
+    runs = load_sweep(directory)
+    print_tables(runs, console)
     _say_where(directory / "report.html")
+    return runs
 
 
 @app.command()

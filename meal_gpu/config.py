@@ -26,7 +26,8 @@ class ModelConfig(Section):
     output_stride: Literal[8, 16, 32] = 16
     """Pixels of the image per cell of the backbone's last map."""
     weights: str = "imagenet"
-    """``imagenet`` (timm downloads), ``none``, or a ``.safetensors`` file in timm's naming (``~`` is home)."""
+    """``imagenet`` (timm downloads), ``none``, ``demo`` (ships with meal-gpu: of ``mobilenetv2_035``, learned on drawn
+    street scenes alone), or a ``.safetensors`` file in timm's naming (``~`` is home)."""
     freeze_backbone: bool = True
     """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from .configbase import Float, Int, Positive, Section, as_written
+from .configbase import Float, Int, NonNegative, Positive, Section, as_written
 from .grid import Grid
 
 Byte = Annotated[Int, Field(ge=0, le=255)]
@@ -87,6 +87,8 @@ class DataConfig(Section):
     """``demo``: scenes to draw for the pool."""
     n_val_images: Annotated[Positive, Field(le=1_000_000)] = 8
     """``demo``: scenes to draw for validation."""
+    first_image: NonNegative = 0
+    """``demo``: the number of the first scene, in the pool and in validation: other numbers are other scenes."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ import os
 import shlex
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,8 @@ def check_new(directory: Path) -> None:
 
 
 def run_or_resume(config: Config, directory: str | Path, progress: Progress = no_progress,
-                  observe: Observer = lambda seed, record: None, wait_s: float = 0) -> Path:
+                  observe: Observer = lambda seed, record: None, wait_s: float = 0,
+                  prepared: Callable[[Config, Progress], AbstractContextManager[Experiment]] | None = None) -> Path:
     """Start the run of ``config`` in ``directory``, or go on with it from wherever it was killed; a sweep's `run`.
 
     Unlike `run` it takes a directory as a kill may leave it, and unlike `resume` it repeats nothing for a finished run.
@@ -99,6 +100,8 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
     ----------
     wait_s
         Seconds to wait while another process, perhaps one that is being stopped, holds the directory.
+    prepared
+        Where the experiment comes from; default: made for this run. Called when there is something to do.
 
     Raises
     ------
@@ -115,7 +118,8 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
             if begun and finished(directory, config):
                 write_report([load_run(directory)], directory / "report.html")
                 return directory
-            with _prepared(config, progress, _pool(directory, config) if begun else None) as experiment:
+            pool = _pool(directory, config) if begun else None
+            with prepared(config, progress) if prepared else _prepared(config, progress, pool) as experiment:
                 if begun:
                     _note(experiment, directory)
                 else:

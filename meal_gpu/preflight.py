@@ -24,7 +24,7 @@ from .launch import check_new, default_directory
 from .machine.backend import Backend, resolve
 from .machine.card import card, free_bytes, host_memory
 from .network import pretrained
-from .network.backbone import create_backbone
+from .network.backbone import create_backbone, weights_file
 from .paths import expand, may_write, nearest
 from .planning.estimate import describe as estimated
 from .planning.sizing import Extent, Needs, gigabytes, needs
@@ -153,7 +153,7 @@ def _weights(config: Config) -> str:
         return "none: random ones"
     if model.weights != "imagenet":
         create_backbone(model)
-        return str(expand(model.weights))
+        return str(weights_file(model))
     source = pretrained.Source.of(model.backbone)
     if source is None:
         raise InputError(f"model.weights is 'imagenet', and timm has none of {model.backbone}. Use model.weights: "

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,28 @@ def test_info(meal_gpu, tiny_file):
         assert word in out
 
 
+DEMO = ["data.image_size=[64,96]", "data.n_images=6", "data.n_val_images=2", "query.rounds=1", "query.n_query=4",
+        "query.n_informative=8", "train.epochs=1", "train.final_epochs=1", "seeds=[0]"]
+
+
+def test_the_demo_says_who_won(meal_gpu, tmp_path):
+    """Both strategies in one report; called again, it does what is missing, and says the same."""
+    settings = [word for key in (*DEMO, f"data.store={tmp_path / 'store'}") for word in ("--set", key)]
+    call = ["demo", "--out", tmp_path / "out", *settings]
+    code, out, err = meal_gpu(*call)
+    assert code == 0, err
+    assert "random (1 of 2)" in out
+    assert "meal (2 of 2)" in out
+    (won,) = re.findall(r"(?:\w+ won against \w+:|Random and MEAL end).*", " ".join(out.split()))
+    assert "may be noise" in won
+    assert "<title>Random and MEAL on demo scenes" in (tmp_path / "out" / "report.html").read_text()
+    (tmp_path / "out" / "meal" / "seed-0" / "rounds.jsonl").unlink()
+    code, out, _ = meal_gpu(*call)
+    assert code == 0
+    assert "meal (1 of 1)" in out
+    assert won in " ".join(out.split())
+
+
 BAD_CALLS = [
     # what is given                                      what the message must say
     (["run"], "Give a CONFIG to start a run, or --resume DIR"),
@@ -93,8 +116,8 @@ BAD_CALLS = [
     (["run", "demo", "--set", "device=cuda"], "Use device: cpu or auto"),
     (["run", "demo", "--set", "umap.backend=cuml"], "umap.backend is 'cuml'"),
     (["run", "demo", "--set", "query.n_informative=8"], "at least as many as the query"),
-    (["run", "demo", "--set", "query.rounds=40"], "patches. Lower query.rounds"),
-    (["run", "demo", "--set", "query.n_initial_images=99"], "the pool has 60 images"),
+    (["run", "demo", "--set", "query.rounds=60"], "patches. Lower query.rounds"),
+    (["run", "demo", "--set", "query.n_initial_images=99"], "the pool has 48 images"),
     (["run", "demo", "--set", "data.grid=[100,4]"], "does not fit images"),
     (["run", "demo", "--set", "model.backbone=mobilenet2_100"], "Did you mean"),
     (["run", "demo", "--set", "model.weights=/nowhere.safetensors"], "there is no such file"),

@@ -33,4 +33,5 @@ def test_it_holds_every_file(tmp_path):
     wanted = {file.replace(folder, INSIDE[folder], 1) for file in files for folder in [file.partition("/")[0]]}
     assert wanted - held == set(), "name their folders in pyproject.toml: packages, or package-data"
     assert held - wanted == set()
-    assert {"meal_gpu/py.typed", "meal_gpu/kernels/entropy.cu", "meal_gpu/configs/camvid.yaml"} <= held
+    assert {"meal_gpu/py.typed", "meal_gpu/kernels/entropy.cu", "meal_gpu/configs/camvid.yaml",
+            "meal_gpu/configs/demo.safetensors"} <= held

@@ -193,18 +193,18 @@ def demo(data: DataConfig) -> Dataset:
     A scene depends on its number and split alone, so what is there already is kept.
     """
     height, width = data.image_size
-    root = (expand(data.root) if data.root is not None else cache_dir(data)).absolute()
-    root = root / f"demo-scenes-v{scenes.VERSION}-{height}x{width}"
+    root, first = (expand(data.root) if data.root is not None else cache_dir(data)).absolute(), data.first_image
+    root = root / f"demo-scenes-v{scenes.VERSION}-{height}x{width}{f'-from-{first}' if first else ''}"
 
     def split(name: str, number: int, count: int) -> tuple[Sample, ...]:
         images, masks = root / name, root / f"{name}_masks"
-        files = [f"{name}_{i:04d}.png" for i in range(count)]
+        files = [f"{name}_{first + i:04d}.png" for i in range(count)]
         have = [{*names_in(folder, "data.root")} if folder.is_dir() else set[str]() for folder in (images, masks)]
         todo = [i for i, file in enumerate(files) if any(file not in there for there in have)]
         if todo:
             _log.info("Drawing %d street scenes into %s.", len(todo), images)
         for i in todo:
-            scenes.write_scene(i, number, data.image_size, images / files[i], masks / files[i])
+            scenes.write_scene(first + i, number, data.image_size, images / files[i], masks / files[i])
         return tuple(Sample(Path(file).stem, images / file, masks / file) for file in files)
 
     try:

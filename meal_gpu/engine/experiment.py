@@ -32,6 +32,11 @@ from .splits import Split, Validation
 
 _log = logging.getLogger("meal_gpu")
 
+OWN = ("seeds", "train", "query")
+"""The sections of a config that an experiment's pool, network and features do not depend on; see `unlike`."""
+NOT_OWN = ("query.kmeans", "query.scoring", "query.workers")
+"""Keys of these sections that they do depend on."""
+
 
 @dataclass
 class Experiment:
@@ -57,6 +62,11 @@ class Experiment:
     def close(self) -> None:
         """Send the workers home, where there are any."""
         self._exit.close()
+
+    def like(self, config: Config, progress: Progress) -> "Experiment":
+        """This one's data, network and features for another config; `unlike` must find nothing."""
+        assert not unlike(self.config, config)
+        return replace(self, config=config, strategy=find_strategy(config.query.strategy), progress=progress)
 
     @property
     def grid(self) -> Grid:
@@ -114,6 +124,12 @@ class Experiment:
             return self.shards.look(self.pretrained, {"features"}, torch.ones(0, dtype=torch.bool), 0, self.progress)
         return predict(self.pretrained, self.train.features(self.pretrained), {"features"}, self.config.query.score,
                        self.backend, lambda _, done, total: self.progress("features", done, total))
+
+
+def unlike(config: Config, other: Config) -> list[str]:
+    """The keys in which runs differ that therefore cannot share one experiment, by `Experiment.like`."""
+    mine, its = config.flat(), other.flat()
+    return [key for key in mine if mine[key] != its[key] and (key.partition(".")[0] not in OWN or key in NOT_OWN)]
 
 
 def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset | None = None) -> Experiment:

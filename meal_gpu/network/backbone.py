@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -18,6 +20,8 @@ from . import pretrained
 DILATED = ("mobilenetv2_100", "mobilenetv3_large_100", "efficientnet_b0", "resnet18", "resnet50", "convnext_tiny",
            "regnety_002")
 """Examples of backbones that give every output stride (there is a test), for messages."""
+SHIPPED = {"demo": "mobilenetv2_035"}
+"""Weights that ship with meal-gpu, in ``configs/NAME.safetensors``, and the backbone that they are of."""
 
 
 def create_backbone(config: ModelConfig) -> Any:
@@ -30,22 +34,12 @@ def create_backbone(config: ModelConfig) -> Any:
     if not timm.is_model(config.backbone):
         raise InputError(f"model.backbone is '{config.backbone}', which timm does not know."
                          f"{did_you_mean(config.backbone, timm.list_models())}")
-    overlay: dict[str, Any] | None = None
-    if config.weights not in ("imagenet", "none"):
-        file = expand(config.weights)
-        if file.is_file() and file.suffix in (".pth", ".pt", ".bin"):
-            line = (f"import torch, safetensors.torch as s; s.save_file(torch.load('{file}', weights_only=True), "
-                    f"'{file.with_suffix('.safetensors')}')")
-            raise InputError(f"model.weights is '{config.weights}', a pickle, and not a .safetensors file. Convert it "
-                             f"once: python -c \"{line}\" (of a checkpoint, the entry that holds the weights, such as "
-                             "['state_dict']).")
-        if not file.is_file() or file.suffix != ".safetensors":
-            problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
-            raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
-                             "them), none, or the path of a .safetensors file in timm's naming.")
-        overlay = {"file": str(file)}
-    elif config.weights == "imagenet":
+    file, overlay = None, None
+    if config.weights == "imagenet":
         overlay = pretrained.overlay(config.backbone)
+    elif config.weights != "none":
+        file = weights_file(config)
+        overlay = {"file": str(file)}
     try:
         options = {"output_stride": config.output_stride}
         try:
@@ -60,12 +54,34 @@ def create_backbone(config: ModelConfig) -> Any:
         reason = " ".join(str(error).split("\n", 2)[:2]) or type(error).__name__  # torch lists every tensor
         raise InputError(f"model.backbone '{config.backbone}' with output_stride {config.output_stride} and weights "
                          f"'{config.weights}' cannot be built: {reason}") from error
-    if config.weights not in ("imagenet", "none"):
-        _check_loaded(backbone, config)
+    if file is not None:
+        _check_loaded(backbone, config, file)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.dilation) > 1:
             module.__class__ = _in_float32(type(module))  # type: ignore[arg-type]  # types are hashable
     return backbone
+
+
+def weights_file(config: ModelConfig) -> Path:
+    """The ``.safetensors`` file of ``weights``: one that ships, or a path. Raises `InputError` where it is none."""
+    if config.weights in SHIPPED:
+        if config.backbone != SHIPPED[config.weights]:
+            raise InputError(f"model.weights '{config.weights}' are of the backbone {SHIPPED[config.weights]}, and "
+                             f"model.backbone is '{config.backbone}'. Use that backbone, or other weights.")
+        return Path(str(files("meal_gpu.configs") / f"{config.weights}.safetensors"))
+    file = expand(config.weights)
+    if file.is_file() and file.suffix in (".pth", ".pt", ".bin"):
+        line = (f"import torch, safetensors.torch as s; s.save_file(torch.load('{file}', weights_only=True), "
+                f"'{file.with_suffix('.safetensors')}')")
+        raise InputError(f"model.weights is '{config.weights}', a pickle, and not a .safetensors file. Convert it "
+                         f"once: python -c \"{line}\" (of a checkpoint, the entry that holds the weights, such as "
+                         "['state_dict']).")
+    if not file.is_file() or file.suffix != ".safetensors":
+        problem = "it is no .safetensors file" if file.is_file() else "there is no such file"
+        raise InputError(f"model.weights is '{config.weights}', and {problem}. Allowed: imagenet (timm downloads "
+                         "them), demo (of drawn street scenes), none, or the path of a .safetensors file in timm's "
+                         "naming.")
+    return file
 
 
 def _own_strides(config: ModelConfig) -> list[int]:
@@ -115,7 +131,7 @@ def base_of(kind: type[nn.Module]) -> type[nn.Module]:
     return kind.__mro__[2] if issubclass(kind, _Float32) else kind
 
 
-def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
+def _check_loaded(backbone: nn.Module, config: ModelConfig, file: Path) -> None:
     """Raise `InputError` for a backbone that a file of weights left at random values in part.
 
     timm skips what a file lacks. Values are compared, since it may rename a file's tensors.
@@ -123,7 +139,7 @@ def _check_loaded(backbone: nn.Module, config: ModelConfig) -> None:
     def digest(tensor: Tensor) -> bytes:
         return hashlib.blake2b(tensor.float().contiguous().numpy().tobytes(), digest_size=16).digest()
 
-    held = {digest(tensor) for tensor in load_file(expand(config.weights)).values()}
+    held = {digest(tensor) for tensor in load_file(file).values()}
     # Scalars are counters of batches, which a file need not have.
     missing = [name for name, tensor in backbone.state_dict().items() if tensor.dim() and digest(tensor) not in held]
     if missing:

@@ -13,6 +13,7 @@ from .runs import Run, Seed
 from .style import POLICY, SCRIPT, STYLE
 from .summary import Summary, counted, duration, labels, notes, summarise
 from .tables import class_table, class_table_of_runs, facts, query_table, stage_colours, time_bars, time_table
+from .verdict import verdict
 from .words import choosing, data_set, heading, setting
 
 
@@ -68,7 +69,8 @@ def _overview(runs: Sequence[Run], names: Sequence[str], tints: Sequence[str],
     """The sections about all runs together, and their entries for the menu."""
     rows = summarise(runs)
     numbers = _tiles(rows[0]) if len(rows) == 1 else _summary_table(rows, tints)
-    remarks = "".join(f"<li>{escape(note)}</li>" for note in notes(runs))
+    won = verdict(runs)
+    remarks = "".join(f"<li>{escape(note)}</li>" for note in ([won] if won else []) + notes(runs))
     html = _section("numbers", "Result", f'{numbers}<ul class="notes">{remarks}</ul>')
     links = [("numbers", "Result"), ("curve", "Curve")]
     beside = table1.html(runs, figures)

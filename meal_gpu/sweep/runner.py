@@ -29,6 +29,7 @@ from ..stages.select import find_strategy
 from ..sweepfile import FILE, Point, dump_points, read_points
 from .jobs import Job, run_jobs
 from .live_table import Board
+from .together import check_together, run_together
 
 if TYPE_CHECKING:
     from ..sharding.cluster import Client
@@ -43,7 +44,8 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
     Parameters
     ----------
     workers
-        Processes on this machine; default one per four cores, at most one per run.
+        Processes on this machine; default one per four cores, at most one per run. 0: this one, without Dask; then
+        the runs may differ in `engine.experiment.OWN` alone.
     scheduler
         Address of a Dask scheduler, instead. Its workers must see ``directory`` and the data under the same paths.
     cuda
@@ -62,6 +64,8 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
     directory = expand(directory).absolute()
     check_place(directory)
     check(points, directory, data_here=scheduler is None)
+    if workers == 0:
+        check_together(points)
     missing = [point for point in points if not _is_done(directory / point.name, point.config)]
     failures: dict[str, str] = {}
     place, slots = _workers(len(missing), workers, scheduler, cuda) if missing else (nullcontext(), None)
@@ -72,6 +76,8 @@ def sweep(points: Sequence[Point], directory: str | Path, console: Console, work
         if client is not None:
             failures = _run(client, missing, directory, console, slots, f"{len(points) - len(missing)} were finished. "
                             if len(missing) < len(points) else "")
+        elif missing:
+            failures = run_together(missing, directory, console)
     report = directory / "report.html"
     runs = load_sweep(directory)
     if runs:
@@ -136,6 +142,8 @@ def _workers(runs: int, workers: int | None, scheduler: str | None,
         return cluster.connected(scheduler), None
     if cuda:
         return cluster.at("cuda"), None
+    if workers == 0:
+        return nullcontext(), None
     wanted = workers or processes()
     return cluster.at(wanted, most=runs), min(wanted, runs)
 

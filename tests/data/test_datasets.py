@@ -166,6 +166,16 @@ def test_demo_draws_once_and_only_what_is_missing(tmp_path: Path) -> None:
     assert elsewhere.train[0].image.is_relative_to(tmp_path / "here")
 
 
+def test_demo_scenes_of_other_numbers_are_other_scenes(tmp_path: Path) -> None:
+    config = {"store": tmp_path, "image_size": (32, 48), "n_images": 2, "n_val_images": 1}
+    first, other = (open_dataset(DataConfig.model_validate({**config, "first_image": n})) for n in (0, 1))
+    pixels = [[s.image.read_bytes() for s in data.train] for data in (first, other)]
+    assert pixels[0][1] == pixels[1][0], "both are scene 1"
+    assert pixels[0][0] != pixels[1][1]
+    assert [s.name for s in other.train] == ["train_0001", "train_0002"]
+    assert not {s.image for s in first.train} & {s.image for s in other.train}
+
+
 def test_a_new_data_set_is_one_function_and_one_line(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def squares(data: DataConfig) -> Dataset:
         files = DATASETS["folder"](data.model_copy(update={"class_names": ["a", "b", "c"]}))

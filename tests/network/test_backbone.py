@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from tiny import BACKBONE, noise, stir_norms, tiny_model
 
 from meal_gpu.config import ModelConfig
+from meal_gpu.configs.backbone import make
 from meal_gpu.data.pixels import normalise
 from meal_gpu.errors import InputError
-from meal_gpu.network.backbone import DILATED, create_backbone
+from meal_gpu.network.backbone import DILATED, SHIPPED, create_backbone
+from meal_gpu.network.backbone import weights_file as weights_file_of
 from meal_gpu.network.model import DeepLabV3Plus
 
 
@@ -33,6 +35,28 @@ def test_a_weights_file_is_what_the_backbone_holds(tmp_path, backbone):
     state = model.backbone.state_dict()
     assert len(state) > 100
     assert all(torch.equal(value, held[name]) for name, value in state.items())
+
+
+def test_the_weights_that_ship():
+    """Small enough for a package, of the backbone that is named beside them, and of no other."""
+    model = tiny_model(backbone=SHIPPED["demo"], weights="demo")
+    file = weights_file_of(ModelConfig(backbone=SHIPPED["demo"], weights="demo"))
+    assert file.stat().st_size <= 1.5e6
+    held = load_file(file)
+    assert all(torch.equal(value, held[name]) for name, value in model.backbone.state_dict().items())
+    assert all(value.isfinite().all() for value in held.values())
+    with pytest.raises(InputError, match=r"'demo' are of the backbone mobilenetv2_035, and"):
+        tiny_model(backbone="resnet18", weights="demo")
+
+
+def test_weights_are_made_again_bit_by_bit(tmp_path, one_thread):
+    """The command that made those which ship, on a few scenes; what it makes is taken as weights."""
+    small = ["data.n_images=2", "data.n_val_images=1", "data.image_size=[64,96]", "train.final_epochs=1"]
+    files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
+    for file in files:
+        make(file, small)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    tiny_model(backbone=SHIPPED["demo"], weights=str(files[0]))
 
 
 def test_the_real_weights(weights_file):
