@@ -5,43 +5,37 @@ SIGTERM (both resumable).
 """
 
 import importlib.metadata
-import logging
 import shlex
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, ConsoleRenderable
-from rich.logging import RichHandler
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from .bench.commands import app as bench
 from .config import Config
-from .configfile import shipped
-from .display import Display, number
+from .display import Display
+from .endings import Interrupted, Terminated, end_well
 from .errors import InputError, LabelsMissingError
-from .paths import expand, settle_home
-from .terminals import show_everything
-
-
-class Terminated(BaseException):
-    """SIGTERM, as a batch system or a container sends it: taken as Ctrl-C, with an exit code of its own.
-
-    No KeyboardInterrupt, which Typer would turn into its own message and code.
-    """
+from .options import (
+    CONFIG_HELP,
+    SWEEP_HELP,
+    AcceptOption,
+    CudaOption,
+    OutOption,
+    SchedulerOption,
+    SetOption,
+    WorkersOption,
+    sharded,
+)
+from .paths import expand
 
 if TYPE_CHECKING:
     from .report import Run
     from .sweepfile import Point
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Ctrl-C, with what the user should know. Typer would turn a KeyboardInterrupt into its own message and code."""
 
 
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
@@ -50,19 +44,6 @@ app = typer.Typer(help="Manifold Embedding-based Active Learning: which image pa
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
-
-CONFIG_HELP = f"A YAML file, or one that ships with meal-gpu: {', '.join(shipped())}."
-SWEEP_HELP = f"A YAML file with axes, or one that ships with meal-gpu: {', '.join(shipped(sweeps=True))}."
-SetOption = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Override a key of the config, for example train.epochs=10. Repeatable.")]
-WorkersOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use N worker processes on this machine.")]
-SchedulerOption = Annotated[str | None, typer.Option(
-    metavar="ADDRESS", help="Use the workers of a Dask scheduler that runs already, for example tcp://node1:8786.")]
-CudaOption = Annotated[bool, typer.Option("--cuda", help="Use one worker per GPU of this machine.")]
-AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Take a run as somebody has edited it: its "
-                                            "config, its rounds, its labels. Its reports say so.")]
-OutOption = Annotated[Path | None, typer.Option(
-    parser=expand, metavar="DIR", help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
 
 
 def _version(wanted: bool) -> None:
@@ -102,7 +83,7 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
     """
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
-    set_ = [*(set_ or []), *_sharded(workers, scheduler, cuda)]
+    set_ = [*(set_ or []), *sharded(workers, scheduler, cuda)]
     if config is not None:
         if accept:
             raise InputError("--accept-changes goes with --resume DIR: a new run has none.")
@@ -224,24 +205,16 @@ def query(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
           align_corners: Annotated[bool, typer.Option("--align-corners", help="How they are interpolated.")] = False,
           set_: SetOption = None) -> None:
     """Which patches of CONFIG's pool to label next, by predictions of a network of your own; nothing is trained."""
-    from .library.command import query_saved
+    from .library.command import query_saved, shown
 
     loaded = Config.load(config, set_)
     try:
         with Display(console) as show:
             answer = query_saved(loaded, predictions, labelled or [], out,
                                  "probabilities" if probabilities else "logits", align_corners, show.progress)
-    except KeyboardInterrupt:
-        raise Interrupted(" Nothing was written.") from None
-    table = Table("image", "row", "col", "box (y0, x0, y1, x1)", "score", box=None, pad_edge=False)
-    for patch in answer.patches[:20]:
-        place = (str(patch["row"]), str(patch["col"]), ", ".join(map(str, patch["box"])))
-        table.add_row(escape(patch["image"]), *place, number(patch["score"]))
-    console.print(table)
-    if len(answer.patches) > 20:
-        console.print(f"and {len(answer.patches) - 20} more", highlight=False)
-    if out is not None:
-        console.print(f"all {len(answer.patches)}: {out / 'query.json'}", highlight=False, soft_wrap=True, markup=False)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Nothing was written.") from stop
+    shown(answer, out, console)
 
 
 @app.command()
@@ -267,9 +240,9 @@ def info(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CON
     wrong (exit code 2). Nothing is decoded or trained, and nothing stays that was not there.
     """
     loaded = Config.load(config or {}, set_)
-    if config is None and out is not None:
-        raise InputError("--out is where a run would go: give its CONFIG too.")
     if config is None:
+        if out is not None:
+            raise InputError("--out is where a run would go: give its CONFIG too.")
         from .machine.backend import resolve
         from .machine.card import card, host_memory
 
@@ -313,14 +286,6 @@ def selfcheck(json_: Annotated[Path | None, typer.Option(
         raise typer.Exit(1)
 
 
-def _sharded(workers: int | None, scheduler: str | None, cuda: bool) -> list[str]:
-    """Overrides that give the pool to workers."""
-    given = [where for where in (workers, scheduler, "cuda" if cuda else None) if where is not None]
-    if len(given) > 1:
-        raise InputError("--workers, --scheduler and --cuda say who holds the pool: give one of them.")
-    return ["query.scoring=sharded", f"query.workers={given[0]}"] if given else []
-
-
 def _start(config: str, out: Path | None, overrides: list[str] | None) -> None:
     from . import launch
 
@@ -357,58 +322,9 @@ def _say_where(file: Path) -> None:
     console.print(f"report: {file}", highlight=False, soft_wrap=True, markup=False)
 
 
-class Lines(RichHandler):
-    """Log lines on a terminal; warnings stand out."""
-
-    def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
-        shown = super().render_message(record, message)
-        if record.levelno >= logging.WARNING and isinstance(shown, Text):
-            shown.stylize("bold red")
-        return shown
-
-
 def main() -> None:
     """Entry point of ``meal-gpu``."""
-    # Where no terminal is, a line stays a line, for whoever searches it.
-    handler = Lines(console=errors, show_time=False, show_path=False, show_level=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True,
-                        handlers=[handler if errors.is_terminal else logging.StreamHandler()])
-    logging.getLogger("meal_gpu").setLevel(logging.INFO)
-    logging.getLogger("timm").setLevel(logging.ERROR)  # it warns of the classifier's weights, which are not used
-    for stream in (sys.stdout, sys.stderr):
-        show_everything(stream)
-    settle_home()
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        app()
-    except InputError as error:
-        errors.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except UnicodeEncodeError as error:
-        if error.encoding != sys.getfilesystemencoding() or error.encoding == "utf-8":
-            raise
-        errors.print(f"[bold red]error[/] {escape(repr(error.object))} is no name of a file here: this locale has "
-                     f"{error.encoding} alone. Set LC_ALL=C.UTF-8.", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except Interrupted as stop:
-        _stopped(stop)
-    except Terminated as stop:  # in the middle of something that has nothing to keep
-        _stopped(stop)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(number: int, frame: object) -> None:
-    """The first SIGTERM interrupts; what follows while the run is being put away is ignored."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
-
-
-def _stopped(stop: BaseException) -> NoReturn:
-    terminated = isinstance(stop, Terminated) or isinstance(stop.__cause__, Terminated)
-    what = "" if isinstance(stop, Terminated) else str(stop)
-    errors.print(f"{'Terminated' if terminated else 'Interrupted'}.{escape(what)}", highlight=False, soft_wrap=True)
-    sys.exit(143 if terminated else 130)
+    end_well(app, errors)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .config import MACHINE_KEYS, Config
 from .data.datasets import Dataset, open_dataset
@@ -19,17 +18,15 @@ from .engine.experiment import Experiment, prepare
 from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
 from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
+from .engine.surroundings import environment, note_machine
 from .errors import InputError
 from .files import own_directory, remove_leftovers
 from .locks import locked
-from .machine.card import card
 from .paths import expand, settle_home
 from .records import (
-    ENVIRONMENT,
     Record,
     accept_changes,
     read_config,
-    read_environment,
     read_rounds,
     write_config,
     write_environment,
@@ -40,8 +37,6 @@ from .timing import Progress, no_progress
 UNFINISHED = (".lock", "environment.json", ".environment.json.", "pool.json", ".pool.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
 
-SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
-"""What of ``environment.json`` decides in which order numbers are added. Equal there, equal runs are equal."""
 _log = logging.getLogger("meal_gpu")
 
 Observer = Callable[[int, Record], None]
@@ -201,29 +196,6 @@ def accept_edited(directory: Path) -> None:
                          "so.", directory, name)
 
 
-def environment(experiment: Experiment) -> dict[str, Any]:
-    """What the run ran on and with: machine, choices and their reasons, data set."""
-    dataset, grid = experiment.stores.dataset, experiment.grid
-    names = experiment.stores.train.names
-    return {
-        **card(),
-        "device": experiment.backend.device.type,
-        "device_reason": experiment.backend.device_reason,
-        "precision": experiment.backend.precision,
-        "placement": experiment.placement.images,
-        "placement_reason": experiment.placement.reason,
-        "scoring": f"sharded, {len(experiment.shards.ranges)} parts" if experiment.shards else "local",
-        "features_cached": bool(experiment.train.frozen and experiment.train.frozen.cache),
-        "backends": {"umap": experiment.backend.umap, "kmeans": experiment.backend.kmeans,
-                     "loader": experiment.backend.loader, "streaming": experiment.backend.stream},
-        "dataset": {
-            "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
-            "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,
-            "patch": [grid.patch_height, grid.patch_width], "n_patches": len(names) * grid.cells,
-        },
-    }
-
-
 def default_directory(config: Config) -> Path:
     backbone = "" if config.model.freeze_backbone else "-finetune"
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -239,7 +211,7 @@ def _begin(experiment: Experiment, directory: Path) -> None:
 
 def _note(experiment: Experiment, directory: Path) -> None:
     """Keep what a run goes on with: the machine, and the images that have come since."""
-    _note_machine(directory, environment(experiment))
+    note_machine(directory, environment(experiment))
     dataset = experiment.stores.dataset
     if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
         for seed in experiment.config.seeds:
@@ -283,36 +255,6 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
         return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
-
-
-def _note_machine(directory: Path, now: dict[str, Any]) -> None:
-    """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
-    first = _held_environment(directory) or dict(now)
-    last = first.get("resumed_on", [first])[-1]
-    changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
-               if key in last and key in now and last[key] != now[key]]
-    if changed:
-        _log.warning("Going on with %s: sums are split in another way, so that the next rounds may differ in the last "
-                     "bits, and in their queries, from those that the run would have had.", "; ".join(changed))
-    if any(last.get(key) != value for key, value in now.items()):
-        first.setdefault("resumed_on", []).append(now)
-    write_environment(directory, first)
-
-
-def _held_environment(directory: Path) -> dict[str, Any] | None:
-    """What ``environment.json`` says; None where it says nothing, which stops no run."""
-    if not os.path.lexists(directory / ENVIRONMENT):
-        return None
-    try:
-        held = read_environment(directory)
-        resumed = held.get("resumed_on", [{}])
-        if isinstance(resumed, list) and resumed and all(isinstance(one, dict) for one in resumed):
-            return held
-        why = f"{directory / ENVIRONMENT} is not what a run writes."
-    except InputError as error:
-        why = str(error)
-    _log.warning("%s What it said of the machine is left out: this machine takes its place.", why)
-    return None
 
 
 @contextmanager

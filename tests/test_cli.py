@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from tiny import tiny_config
 
-from meal_gpu import cli
+from meal_gpu import cli, endings
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_shipped_configs_hold_the_papers_settings(tmp_path):
 def test_a_warning_stands_out_on_a_terminal():
     """Bold and red where colours are shown; other lines are plain."""
     stream = io.StringIO()
-    handler = cli.Lines(console=cli.Console(file=stream, force_terminal=True, width=100), show_time=False,
+    handler = endings.Lines(console=cli.Console(file=stream, force_terminal=True, width=100), show_time=False,
                         show_path=False, show_level=False)
     for level, shown in ((logging.INFO, False), (logging.WARNING, True)):
         stream.truncate(0)

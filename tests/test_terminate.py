@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from meal_gpu import cli
+from meal_gpu import cli, endings
 
 
 @pytest.mark.parametrize("words", [[], ["--workers", "1"]])
@@ -46,8 +46,8 @@ def test_a_run_that_is_ended_says_how_to_go_on(tmp_path, number, code, what, wor
 def test_a_second_signal_does_not_break_what_is_being_put_away(monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(cli.Terminated):
-            cli._terminated(signal.SIGTERM, None)
+        with pytest.raises(endings.Terminated):
+            endings._terminated(signal.SIGTERM, None)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)

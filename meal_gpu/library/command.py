@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from ..config import Config
 from ..data.datasets import open_dataset
+from ..display import number
 from ..errors import InputError
 from ..records import Record
 from ..timing import Progress
@@ -32,6 +37,19 @@ def query_saved(config: Config, predictions: Path, labelled: list[Path], out: Pa
         selector=asked.selector, min_distance=asked.min_distance, umap=config.umap.model_dump(exclude={"backend"}),
         align_corners=align_corners, outputs=outputs, names=names, size=config.data.image_size, out=out,
         progress=progress)
+
+
+def shown(answer: Answer, out: Path | None, console: Console) -> None:
+    """The first twenty patches as a table, and where all of them are."""
+    table = Table("image", "row", "col", "box (y0, x0, y1, x1)", "score", box=None, pad_edge=False)
+    for patch in answer.patches[:20]:
+        place = (str(patch["row"]), str(patch["col"]), ", ".join(map(str, patch["box"])))
+        table.add_row(escape(patch["image"]), *place, number(patch["score"]))
+    console.print(table)
+    if len(answer.patches) > 20:
+        console.print(f"and {len(answer.patches) - 20} more", highlight=False)
+    if out is not None:
+        console.print(f"all {len(answer.patches)}: {out / 'query.json'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _patches(file: Path, config: Config) -> list[Record]:

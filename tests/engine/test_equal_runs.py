@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from meal_gpu.launch import _note_machine
+from meal_gpu.engine.surroundings import note_machine
 from meal_gpu.machine.backend import resolve
 from meal_gpu.machine.card import card
 
@@ -58,7 +58,7 @@ def test_going_on_where_sums_are_split_otherwise_warns(tmp_path, caplog, changes
     (tmp_path / "environment.json").write_text(json.dumps(started_on))
     now = {**started_on, **changes}
     for _ in range(2):  # the second time it is where the run was last
-        _note_machine(tmp_path, now)
+        note_machine(tmp_path, now)
     assert [record.levelname for record in caplog.records] == ([] if said is None else ["WARNING"])
     assert said is None or said in caplog.text
     kept = json.loads((tmp_path / "environment.json").read_text())

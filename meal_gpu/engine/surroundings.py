@@ -1,0 +1,68 @@
+"""``environment.json``: what a run ran on and with, and what it went on with."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..machine.card import card
+from ..records import ENVIRONMENT, read_environment, write_environment
+from .experiment import Experiment
+
+SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
+"""What of ``environment.json`` decides in which order numbers are added. Equal there, equal runs are equal."""
+_log = logging.getLogger("meal_gpu")
+
+
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What the run ran on and with: machine, choices and their reasons, data set."""
+    dataset, grid = experiment.stores.dataset, experiment.grid
+    names = experiment.stores.train.names
+    return {
+        **card(),
+        "device": experiment.backend.device.type,
+        "device_reason": experiment.backend.device_reason,
+        "precision": experiment.backend.precision,
+        "placement": experiment.placement.images,
+        "placement_reason": experiment.placement.reason,
+        "scoring": f"sharded, {len(experiment.shards.ranges)} parts" if experiment.shards else "local",
+        "features_cached": bool(experiment.train.frozen and experiment.train.frozen.cache),
+        "backends": {"umap": experiment.backend.umap, "kmeans": experiment.backend.kmeans,
+                     "loader": experiment.backend.loader, "streaming": experiment.backend.stream},
+        "dataset": {
+            "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
+            "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,
+            "patch": [grid.patch_height, grid.patch_width], "n_patches": len(names) * grid.cells,
+        },
+    }
+
+
+def note_machine(directory: Path, now: dict[str, Any]) -> None:
+    """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
+    first = _held_environment(directory) or dict(now)
+    last = first.get("resumed_on", [first])[-1]
+    changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
+               if key in last and key in now and last[key] != now[key]]
+    if changed:
+        _log.warning("Going on with %s: sums are split in another way, so that the next rounds may differ in the last "
+                     "bits, and in their queries, from those that the run would have had.", "; ".join(changed))
+    if any(last.get(key) != value for key, value in now.items()):
+        first.setdefault("resumed_on", []).append(now)
+    write_environment(directory, first)
+
+
+def _held_environment(directory: Path) -> dict[str, Any] | None:
+    """What ``environment.json`` says; None where it says nothing, which stops no run."""
+    if not os.path.lexists(directory / ENVIRONMENT):
+        return None
+    try:
+        held = read_environment(directory)
+        resumed = held.get("resumed_on", [{}])
+        if isinstance(resumed, list) and resumed and all(isinstance(one, dict) for one in resumed):
+            return held
+        why = f"{directory / ENVIRONMENT} is not what a run writes."
+    except InputError as error:
+        why = str(error)
+    _log.warning("%s What it said of the machine is left out: this machine takes its place.", why)
+    return None
