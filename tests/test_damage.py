@@ -23,7 +23,6 @@ from meal_gpu.engine.experiment import prepare
 from meal_gpu.engine.rounds import run_seed
 from meal_gpu.errors import InputError
 from meal_gpu.files import Seal
-from meal_gpu.machine import umap_learn
 from meal_gpu.records import accept_changes, append_round, read_rounds, rewrite_rounds
 from meal_gpu.report import load_runs, write_report
 from meal_gpu.report.figures import Figures
@@ -44,7 +43,7 @@ def one_fit() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, "fit", fit)
-        patch.setattr(umap_learn, "warm_up", lambda *args: None)
+        patch.setattr("meal_gpu.engine.experiment.warm_up", lambda *args, **kwargs: None)
         patch.setattr(Figures, "add", lambda self, canvas: "figure")  # seconds, of which nothing here depends
         yield
 

@@ -14,8 +14,8 @@ from ..data.datasets import Dataset, open_dataset
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
-from ..machine import umap_learn
 from ..machine.backend import Backend, announce, resolve
+from ..machine.warm_up import warm_up
 from ..network.features import Features, batch_size, frames_of
 from ..network.model import DeepLabV3Plus
 from ..planning.sizing import Placement, measure, place
@@ -150,8 +150,8 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
     check_feasible(config, dataset)
-    if backend.umap == "umap-learn" and strategy.needs & {"embedding", "features"}:
-        umap_learn.warm_up(not config.model.freeze_backbone)  # while images are read and networks trained
+    embeds = backend.umap == "umap-learn" and strategy.embeds
+    warm_up(backend.device, embeds, placing=not config.model.freeze_backbone)  # while images are read, networks trained
     workers = None
     if config.query.scoring == "sharded":
         workers = start(config)

@@ -3,7 +3,8 @@
 umap-learn is written in numba, and keeps nearly nothing of what numba compiles: 20 seconds of processor time in every
 process, and 25 more in the first one, for a library that searches neighbours (pynndescent). Three things are done:
 what it compiles is kept in numba's cache; the neighbours are searched exactly, by scikit-learn, as umap-learn itself
-does below 4096 vectors and cuML does here at every size; and `warm_up` imports and compiles while other work goes on.
+does below 4096 vectors and cuML does here at every size; and `compile_ahead` imports and compiles in a thread, while
+other work goes on.
 """
 
 import contextlib
@@ -75,26 +76,17 @@ def library() -> Any:
 
 
 @functools.cache
-def warm_up(placing: bool) -> threading.Thread:
-    """Import and compile in a thread what a fit will need, or load it from numba's cache; once in a process.
+def compile_ahead(placing: bool) -> None:
+    """Import and compile what a fit will need, or load it from numba's cache.
 
-    ``placing``: what `place_umap` needs as well. Nothing is run there: not every threading layer of numba lets two
+    ``placing``: what `place_umap` needs as well. Nothing is run here: not every threading layer of numba lets two
     threads run kernels.
     """
-    thread = threading.Thread(target=_warm_up, args=(placing,), name="umap-learn")
-    thread.start()
-    return thread
-
-
-def _warm_up(placing: bool) -> None:
-    try:
-        modules = library()
-        for module, name, signature in _signatures(placing):
-            if not threading.main_thread().is_alive():  # the process ends
-                return
-            getattr(getattr(modules, module), name).compile(signature)
-    except Exception as error:  # the fit will do it, or say what is wrong
-        _log.debug("umap-learn could not be compiled ahead: %s", error)
+    modules = library()
+    for module, name, signature in _signatures(placing):
+        if not threading.main_thread().is_alive():  # the process ends
+            return
+        getattr(getattr(modules, module), name).compile(signature)
 
 
 def _signatures(placing: bool) -> Iterator[tuple[str, str, tuple[Any, ...]]]:

@@ -1,0 +1,39 @@
+"""What numba compiles, compiled while other work goes on: a minute of a first run, seconds of every later one."""
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+
+import torch
+
+from ..kernels import confusion_cpu, entropy_cpu
+
+_log = logging.getLogger("meal_gpu")
+
+
+def warm_up(device: torch.device, embeds: bool, placing: bool) -> threading.Thread:
+    """Compile in a thread what a run on the device will call, or load it from numba's cache, in the order of need.
+
+    ``embeds``: umap-learn is one of it; ``placing``: also for vectors that no fit has seen.
+    """
+    steps: list[Callable[[], object]] = []
+    if device.type == "cpu":
+        steps += [confusion_cpu.kernel, entropy_cpu.kernel]
+    if embeds:
+        from .umap_learn import compile_ahead
+
+        steps.append(functools.partial(compile_ahead, placing))
+    thread = threading.Thread(target=_take, args=(steps,), name="warm-up")
+    thread.start()
+    return thread
+
+
+def _take(steps: list[Callable[[], object]]) -> None:
+    for step in steps:
+        if not threading.main_thread().is_alive():  # the process ends
+            return
+        try:
+            step()
+        except Exception as error:  # whoever needs it will do it, or say what is wrong
+            _log.debug("not compiled ahead: %s", error)
