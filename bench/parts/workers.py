@@ -20,6 +20,7 @@ from torch import Tensor
 
 from meal_gpu.config import Config
 from meal_gpu.data.frames import HeldFrames
+from meal_gpu.data.store import write_images
 from meal_gpu.grid import Grid
 from meal_gpu.machine.backend import resolve
 from meal_gpu.network.features import batch_size
@@ -96,7 +97,7 @@ def run(config: Config, workers: Sequence[int], rounds: int = 5, n_images: int =
     found: list[Measured] = []
     first: Tensor | None = None
     with tempfile.TemporaryDirectory(prefix="meal-gpu-noise-") as folder:
-        (Path(folder) / "images.u8").write_bytes(images.tobytes())
+        write_images(Path(folder), images)
         frames = HeldFrames.of(images, grid, "image", backend.device)
         for n in workers:
             tell(f"{n} workers")

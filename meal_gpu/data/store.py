@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..files import open_object, parse_json, read_own
+from ..files import open_object, parse_json, read_own, seal_object, write_atomic
 from ..grid import Size
 from ..timing import Progress, no_progress
 
@@ -176,11 +176,19 @@ def map_images(path: Path, first: int, last: int, size: Size) -> np.ndarray:
             return images
         trouble = f"is shorter than {last} images"
     except OSError as error:
-        trouble = f"cannot be read: {error.strerror}"
+        file, trouble = Path(error.filename or file), f"cannot be read: {error.strerror}"
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"The store {path} is damaged: {error}. {rebuilding(path)}") from None
     raise InputError(f"{file} {trouble}. Every process of a run must see the same store: give a directory that all "
                      "share as data.store.")
+
+
+def write_images(path: Path, images: np.ndarray) -> None:
+    """A store of images uint8 ``[n, H, W, 3]`` that no file was read for, such as noise, in a directory that exists."""
+    (path / FILES[0]).write_bytes(images.tobytes())
+    manifest = {"format": FORMAT, "names": [str(i) for i in range(len(images))], "image_size": images.shape[1:3],
+                "checksums": [checksums_of(image, None) for image in images]}
+    write_atomic(path / "manifest.json", seal_object(json.dumps(manifest).encode()))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_config, tiny_model
 
 from meal_gpu.data.frames import HeldFrames
+from meal_gpu.data.store import write_images
 from meal_gpu.engine import embeddings
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
@@ -76,7 +77,7 @@ RANGES = [[(0, 7)], even(7, 2), [(0, 1), (1, 6), (6, 7)]]
 def test_any_ranges_give_the_bits_of_one_process(tmp_path, context, frozen):
     """7 images in a store: every operation that a query uses, and whole fields for strategies that read these."""
     images = noise(7, 64, 96)
-    (tmp_path / "images.u8").write_bytes(images.numpy().tobytes())
+    write_images(tmp_path, images.numpy())
     config = tiny_config(tmp_path, **{"data.context": context, "data.loader": "torchvision",
                                       "model.freeze_backbone": frozen, "query.scoring": "sharded"})
     model, backend = tiny_model(4, freeze_backbone=frozen), tiny_backend()
@@ -105,7 +106,7 @@ def test_any_ranges_give_the_bits_of_one_process(tmp_path, context, frozen):
 
 def test_the_first_patch_that_is_not_finite_is_found_over_all_shards(tmp_path):
     images = noise(6, 64, 96)
-    (tmp_path / "images.u8").write_bytes(images.numpy().tobytes())
+    write_images(tmp_path, images.numpy())
     config, backend, model = tiny_config(tmp_path, **{"query.scoring": "sharded"}), tiny_backend(), tiny_model(3)
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CPU)
     split = Shards.of(Here(), config, backend, tmp_path, frames, 6)
@@ -118,7 +119,7 @@ def test_the_first_patch_that_is_not_finite_is_found_over_all_shards(tmp_path):
 
 def test_a_worker_keeps_one_run_and_what_it_shall_hold(tmp_path):
     images = noise(4, 64, 96)
-    (tmp_path / "images.u8").write_bytes(images.numpy().tobytes())
+    write_images(tmp_path, images.numpy())
     config, backend, model = tiny_config(tmp_path, **{"query.scoring": "sharded"}), tiny_backend(), tiny_model(3).eval()
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CPU)
     first, second = (Shards.of(Here(), config, backend, tmp_path, frames, 4, even(4, 4)) for _ in range(2))

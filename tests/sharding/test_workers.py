@@ -18,6 +18,7 @@ from tiny import CPU, noise, tiny_backend, tiny_config, tiny_model
 
 from meal_gpu.config import Config
 from meal_gpu.data.frames import HeldFrames
+from meal_gpu.data.store import write_images
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.engine.oracle import SimulatedOracle
@@ -110,7 +111,7 @@ def timeless(directory: Path) -> list[dict]:
 def noisy(tmp_path):
     """``noisy(client)`` -> 160 frames on its workers, one to a batch so that scoring takes seconds; and the truth."""
     images = noise(160, 64, 96)
-    (tmp_path / "images.u8").write_bytes(images.numpy().tobytes())
+    write_images(tmp_path, images.numpy())
     config = tiny_config(tmp_path, **{"query.scoring": "sharded", "model.cache_features": "never"})
     model, backend = tiny_model(3).eval(), tiny_backend()
     frames = HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CPU)
