@@ -6,6 +6,7 @@ files' sizes and times and the CRC-32 of its pixels, what the source files were,
 these two were kept have neither.
 """
 
+import json
 import mmap
 import shlex
 import stat
