@@ -59,8 +59,9 @@ def _whole(version: Annotated[bool, typer.Option("--version", callback=_version,
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Directory of the runs; called again, what is missing is done.")] =
-         Path("runs/demo"), set_: SetOption = None) -> None:
+def demo(out: Annotated[Path, typer.Option(parser=expand, metavar="DIR", help="Directory of the runs; called again, "
+                                           "what is missing is done.")] = Path("runs/demo"),
+         set_: SetOption = None) -> None:
     """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a few minutes."""
     from .report.verdict import verdict
 

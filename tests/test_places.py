@@ -55,7 +55,7 @@ def test_brackets_are_no_colours(call, tmp_path):
 
 def test_a_place_that_may_not_be_written(call, tmp_path, monkeypatch):
     """Tests may run as root, whom nothing is forbidden."""
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: Path(path) != tmp_path)
     code, _, err = call("run", "--out", str(tmp_path / "new"))
     assert code == 2
     assert f"{tmp_path} may not be written. Give another --out." in err

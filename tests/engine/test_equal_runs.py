@@ -54,7 +54,7 @@ def test_two_runs_give_the_same_records(tmp_path, threads, precision):
     ({"cpu": "AMD EPYC"}, "Intel (processor) before, AMD EPYC (processor) now"),
 ])
 def test_going_on_where_sums_are_split_otherwise_warns(tmp_path, caplog, changes, said):
-    started_on = {"threads": 2, "cpu": "Intel", "memory_gb": 8.0}
+    started_on = {"threads": 2, "cpu": "Intel", "memory_gb": 8.0, "dataset": {}}
     (tmp_path / "environment.json").write_text(json.dumps(started_on))
     now = {**started_on, **changes}
     for _ in range(2):  # the second time it is where the run was last
