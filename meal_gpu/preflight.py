@@ -16,7 +16,7 @@ import torch
 from . import locks
 from .config import Config
 from .data.datasets import Dataset, cache_dir, open_dataset
-from .data.ingest import missing_bytes
+from .data.ingest import changed, missing_bytes
 from .engine.feasible import check_budget, check_feasible
 from .errors import InputError
 from .kernels.jit import settle_cache
@@ -109,7 +109,8 @@ def _data(config: Config, dataset: Dataset | None, extent: Extent) -> str:
         raise InputError(f"{closed[0]} cannot be read, nor can {len(closed) - 1:,} more of {len(files):,} files: let "
                          "this user read them." if len(closed) > 1 else f"{closed[0]} cannot be read: let this user "
                          "read it.")
-    return f"{len(files):,} files listed, all may be read; meal-gpu check looks into them"
+    news = "".join(f". {line}" for line in changed(dataset, config.data))
+    return f"{len(files):,} files listed, all may be read; meal-gpu check looks into them{news}"
 
 
 def _store(config: Config, dataset: Dataset | None, needed: Needs | None, gpu: bool) -> str:

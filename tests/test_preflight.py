@@ -12,6 +12,7 @@ from tiny import tiny_config
 
 from meal_gpu import cli, locks, preflight
 from meal_gpu.config import Config
+from meal_gpu.data.ingest import ingest
 from meal_gpu.errors import InputError
 from meal_gpu.network import pretrained
 from meal_gpu.sharding import cluster
@@ -36,6 +37,19 @@ def test_what_could_start(tmp_path, make_folder):
     assert found.fine["weights"] == "none: random ones"
     assert " needed at the peak, " in found.fine["memory"]
     assert {"device", "pool", "  decode", "cpu"} <= {key for table in found.tables for key in table}
+
+
+def test_what_changed_in_the_pool_is_said(tmp_path, make_folder):
+    root = make_folder(size=(64, 96))
+    config = tiny_config(tmp_path, **{"data.dataset": "folder", "data.root": str(root),
+                                      "data.class_names": ["a", "b", "c"], "query.rounds": 1})
+    ingest(config.data)
+    assert "Since" not in preflight.preflight(config, tmp_path / "run").fine["data"]
+    for folder in ("images", "masks"):
+        shutil.copy(root / folder / "img0.png", root / folder / "new.png")
+    said = preflight.preflight(config, tmp_path / "run").fine["data"]
+    assert "Since the store was built: " in said
+    assert "new" in said
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path, monkeypatch):
