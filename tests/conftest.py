@@ -24,10 +24,13 @@ hypothesis.settings.load_profile("untimed")
 
 # Files that take seconds, slowest first, as measured. pytest-xdist hands out whole files (a module's fixtures are made
 # once then), by default those with most tests first: single long tests were left for the end, and cores stood idle.
-SLOW = ("workers", "camvid", "sweep", "bench_stream", "rounds", "cli", "bench_round", "entropy_cuda", "entropy_cpu",
-        "entropy_cuda_threads", "confusion_cuda", "confusion_camvid", "selfcheck", "compile", "kill", "bench_data",
-        "sizing", "train", "bench_scale", "docs", "shards", "device", "embed", "fold", "estimate", "bench_workers",
-        "entropy_cuda_build", "cluster", "build", "conformance")
+SLOW = ("workers", "sweep", "equal_runs", "bench_stream", "bench_round", "damage", "camvid", "kill", "selfcheck",
+        "compile", "rounds", "terminate", "estimate", "terminals", "entropy_cpu", "cli", "docs", "sizing",
+        "device", "strange_users", "confusion_cuda", "scripts", "entropy_cuda", "check", "train",
+        "confusion_camvid", "together", "apart", "entropy_cuda_build", "padded", "umap_learn", "bench_scale",
+        "frames", "locks", "preflight", "budgets", "query", "entropy_cuda_threads", "backbone", "conformance",
+        "fuzz", "literature", "heap", "bench_compare", "gpu_workers", "pretrained", "select", "bench_measure",
+        "changed_pool", "model", "shards", "bench_workers", "certificates", "runs", "page")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
