@@ -256,7 +256,9 @@ def info(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CON
     if found.wrong:
         listed = "\n".join(f"  {name}: {why}" for name, why in found.wrong.items())
         raise InputError(f"This run cannot start here:\n{listed}")
-    console.print(f"[bold green]ready[/]: meal-gpu run {escape(config)}", highlight=False, soft_wrap=True)
+    call = ["meal-gpu", "run", config, *(["--out", str(out)] if out else []),
+            *(word for one in set_ or [] for word in ("--set", one))]
+    console.print(f"[bold green]ready[/]: {escape(shlex.join(call))}", highlight=False, soft_wrap=True)
 
 
 def _show(*tables: Mapping[str, object]) -> None:

@@ -114,15 +114,34 @@ def open_own(path: PathLike, flags: int = os.O_RDONLY, buffering: int = -1) -> B
     """Open a file that meal-gpu wrote: a regular one, not through a link. Raises `InputError` where it is something
     else, and `OSError` as `open` does."""
     try:
-        handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP and os.path.islink(path):
+        return _stream(own_handle(path, flags), flags, buffering)
+    except NoFileError as error:
+        if stat.S_ISLNK(error.mode):
             raise InputError(f"{path} is a symbolic link (to {os.readlink(path)}), and what a run writes is never one: "
                              "put the file itself in its place, or remove the link.") from None
-        if error.errno == errno.EISDIR or (error.errno == errno.ENXIO and not os.path.isfile(path)):
-            raise _no_file(path, os.stat(path).st_mode) from None
-        raise
-    return _regular(handle, path, flags, buffering)
+        raise _no_file(path, error.mode) from None
+
+
+class NoFileError(Exception):
+    """Something else stands where a file was to be opened."""
+
+    def __init__(self, mode: int) -> None:
+        self.mode = mode
+        """As of `os.lstat`."""
+        super().__init__(oct(mode))
+
+
+def own_handle(path: PathLike, flags: int) -> int:
+    """A file as `os.open` gives it, made with 0o666: a regular one, not through a link that lies in its place, and
+    without waiting for whoever is at the other end of a pipe. Raises `NoFileError` where it is something else."""
+    never_elsewhere = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags | never_elsewhere, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
+            raise
+        raise NoFileError(os.lstat(path).st_mode) from None
+    return _checked(handle)
 
 
 def read_own(path: PathLike, at_most: int = LINES) -> bytes:
@@ -133,16 +152,24 @@ def read_own(path: PathLike, at_most: int = LINES) -> bytes:
 
 def read_given(path: PathLike, at_most: int, limit: str) -> bytes:
     """The bytes of a file that a user names: regular, links allowed. ``limit`` says where ``at_most`` comes from."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with _regular(handle, path, os.O_RDONLY) as stream:
+    try:
+        handle = _checked(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
+    except NoFileError as error:
+        raise _no_file(path, error.mode) from None
+    with _stream(handle, os.O_RDONLY) as stream:
         return _content(stream, path, at_most, limit)
 
 
-def _regular(handle: int, path: PathLike, flags: int, buffering: int = -1) -> BinaryIO:
+def _checked(handle: int) -> int:
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise NoFileError(mode)
+    return handle
+
+
+def _stream(handle: int, flags: int, buffering: int = -1) -> BinaryIO:
     try:
-        mode = os.fstat(handle).st_mode
-        if not stat.S_ISREG(mode):
-            raise _no_file(path, mode)
         modes = {os.O_RDONLY: "rb", os.O_RDWR: "r+b", os.O_WRONLY: "ab" if flags & os.O_APPEND else "wb"}
         return cast(BinaryIO, os.fdopen(handle, modes[flags & (os.O_RDONLY | os.O_RDWR | os.O_WRONLY)], buffering))
     except BaseException:

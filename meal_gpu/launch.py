@@ -22,7 +22,7 @@ from .engine.surroundings import environment, note_machine
 from .errors import InputError
 from .files import own_directory, remove_leftovers
 from .locks import locked
-from .paths import expand, settle_home
+from .paths import expand, nearest, settle_home
 from .records import (
     Record,
     accept_changes,
@@ -134,11 +134,11 @@ def check_place(directory: Path) -> None:
         if directory.is_symlink():
             trouble = "it is a link that leads nowhere"
         else:
-            above = next(one for one in directory.absolute().parents if one.exists())
+            above = nearest(directory)
             if not os.access(above, os.W_OK | os.X_OK):
                 trouble = f"{above} may not be written"
     except NotADirectoryError:
-        trouble = f"{next(one for one in directory.absolute().parents if one.exists())} is a file"
+        trouble = f"{nearest(directory)} is a file"
     except OSError as error:
         trouble = str(error.strerror)
     if trouble:

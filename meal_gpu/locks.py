@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import NoFileError, own_handle
 
 BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 """What `flock` says where another process holds the lock."""
@@ -103,23 +104,12 @@ def kind(directory: Path) -> str:
 
 def _opened(file: Path) -> int:
     """The file, open for reading and writing, with nothing in it changed; no link is followed."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would wait for its reader
     try:
-        handle = os.open(file, flags, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO):
-            raise
-        raise _no_file(file, file.lstat().st_mode) from None
-    mode = os.fstat(handle).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(handle)
-        raise _no_file(file, mode)
-    return handle
-
-
-def _no_file(file: Path, mode: int) -> InputError:
+        return own_handle(file, os.O_RDWR | os.O_CREAT)
+    except NoFileError as error:
+        mode = error.mode
     what = "a link" if stat.S_ISLNK(mode) else "a directory" if stat.S_ISDIR(mode) else "no ordinary file"
-    return InputError(f"{file} is {what}, and a lock is to be there: move it away, or use another directory.")
+    raise InputError(f"{file} is {what}, and a lock is to be there: move it away, or use another directory.")
 
 
 def _named(content: bytes) -> str:

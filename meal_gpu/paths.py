@@ -53,10 +53,9 @@ def user_cache() -> Path:
     if chosen:
         return Path(chosen) / "meal-gpu"
     home = home_directory()
-    if home is not None and (home / ".cache" / "meal-gpu").is_dir():
-        return home / ".cache" / "meal-gpu"
-    if home is not None and may_write(home / ".cache" / "meal-gpu"):
-        return home / ".cache" / "meal-gpu"
+    usual = home / ".cache" / "meal-gpu" if home is not None else None
+    if usual is not None and (usual.is_dir() or may_write(usual)):
+        return usual
     from .kernels.folders import private_folder
 
     folder, why = private_folder("cache"), f"{home} cannot be written" if home else "there is no home directory"

@@ -141,7 +141,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, wrong):
     config = tmp_path / "tiny.yaml"
     config.write_text(tiny_config(tmp_path).dump())
     monkeypatch.setattr(preflight, "preflight", lambda config, out: preflight.Findings({"data": str(out)}, wrong))
-    monkeypatch.setattr(sys, "argv", ["meal-gpu", "info", str(config), "--out", "there"])
+    monkeypatch.setattr(sys, "argv", ["meal-gpu", "info", str(config), "--out", "there", "--set", "seeds=[1]"])
     stopped = 0
     try:
         cli.main()
@@ -151,6 +151,7 @@ def test_the_command(tmp_path, monkeypatch, capsys, wrong):
     assert stopped == (2 if wrong else 0)
     assert streams.out.split()[:2] == ["data", "there"]
     assert ("ready: meal-gpu run" in streams.out) != bool(wrong)
+    assert (f"ready: meal-gpu run {config} --out there --set 'seeds=[1]'" in streams.out) != bool(wrong)
     if wrong:
         assert streams.err.splitlines()[-3:] == ["error This run cannot start here:", "  weights: there are [none]",
                                                  "  store: full"]

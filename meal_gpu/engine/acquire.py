@@ -1,5 +1,6 @@
 """The query procedure of Algorithm 1: score the unlabelled pool, embed, and select what to ask for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from ..config import Config, QueryConfig
 from ..errors import InputError
 from ..machine.backend import Backend
 from ..randomness import derive, generator
+from ..records import Record
 from ..sharding.shards import Sharded
 from ..stages.embed import Embedding, fit
 from ..stages.near import Nearness
@@ -60,6 +62,12 @@ class Query:
     """float32 ``[n]``, on the host; None where the strategy scores nothing."""
     embedded: dict[str, Tensor] = field(default_factory=dict)
     """For ``embedding.npz``: the pool's points, and the candidates' ids and points of this round; on the device."""
+
+    def records(self, find: Callable[[int], Record]) -> list[Record]:
+        """Each patch with its id, what ``find`` knows of it, and its score."""
+        scores = [None] * len(self.ids) if self.scores is None else self.scores.tolist()
+        return [{"id": patch, **find(patch), "score": score}
+                for patch, score in zip(self.ids.tolist(), scores, strict=True)]
 
 
 def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock: StageClock) -> Query:

@@ -151,7 +151,8 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     dataset = dataset or open_dataset(config.data)
     check_feasible(config, dataset)
     embeds = backend.umap == "umap-learn" and strategy.embeds
-    warm_up(backend.device, embeds, placing=not config.model.freeze_backbone)  # while images are read, networks trained
+    # While images are read and networks are trained.
+    warm_up(backend.device, "score" in strategy.needs, embeds, placing=not config.model.freeze_backbone)
     workers = None
     if config.query.scoring == "sharded":
         workers = start(config)

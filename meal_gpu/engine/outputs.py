@@ -57,10 +57,7 @@ def results(history: History[Score], class_names: Sequence[str]) -> Record:
 
 def describe(chosen: Query, grid: Grid, samples: Sequence[Sample]) -> list[Record]:
     """Patches as people and tools find them: id, image, row, col, box, score; of tiles also where in which file."""
-    ids = chosen.ids.tolist()
-    scores = [None] * len(ids) if chosen.scores is None else chosen.scores.tolist()
-    return [{"id": patch, **find(patch, grid, samples), "score": score}
-            for patch, score in zip(ids, scores, strict=True)]
+    return chosen.records(lambda patch: find(patch, grid, samples))
 
 
 def find(patch: int, grid: Grid, samples: Sequence[Sample]) -> Record:

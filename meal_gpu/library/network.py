@@ -84,18 +84,14 @@ class Observed:
     @contextlib.contextmanager
     def in_use(self) -> Iterator["Observed"]:
         """In eval mode and watched; afterwards every module is in the mode that it was in."""
-        modes = [(module, module.training) for module in self.module.modules()] if self.module is not None else []
         hook = self.layer.register_forward_hook(self._catch) if self.layer is not None else None
         try:
-            if self.module is not None:
-                self.module.eval()
-            yield self
+            with in_eval(self.module) if self.module is not None else contextlib.nullcontext():
+                yield self
         finally:
             if hook is not None:
                 hook.remove()
             self._caught = None
-            for module, mode in modes:
-                module.training = mode
 
     def _catch(self, module: nn.Module, given: Any, made: Any) -> None:
         self._caught = made
@@ -160,6 +156,18 @@ class Observed:
         if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != n or 0 in maps.shape:
             raise InputError(f"{what} gives {_said(maps)}: features are maps [{n}, channels, h, w] for {n} images.")
         return maps
+
+
+@contextlib.contextmanager
+def in_eval(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def checked_outputs(made: Tensor, n: int, outputs: Outputs, classes: int | None, who: str) -> Tensor:

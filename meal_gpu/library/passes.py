@@ -1,24 +1,23 @@
 """One look at a pool by a network of somebody's: scores, features and mean probabilities per patch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..grid import Grid, Size
 from ..kernels import patch_entropy
-from ..kernels.reference import taps
 from ..machine.backend import Backend
-from ..network.features import Features, Means, patch_means
+from ..network.features import Features, Means, mean_matrices, patch_means
 from ..network.model import DeepLabV3Plus
 from ..stages.predict import PatchMaps, Predictions, patch_maps, predict
 from ..timing import Progress
 from .images import Images
-from .network import Observed, Seen
+from .network import Observed, Seen, in_eval
 
 
 @dataclass
@@ -60,20 +59,8 @@ class Reading:
         """Maps ``[B, C, h, w]``, interpolated to the image and averaged per patch: float32 ``[B * cells, C]``."""
         key = (maps.shape[2], maps.shape[3]), maps.device
         if key not in self.means:
-            self.means[key] = (self._matrix(self.grid.height, self.grid.patch_height, self.grid.rows, maps.shape[2],
-                                            maps.device),
-                               self._matrix(self.grid.width, self.grid.patch_width, self.grid.cols, maps.shape[3],
-                                            maps.device))
+            self.means[key] = mean_matrices(self.grid, key[0], maps.device, self.align_corners)
         return patch_means(maps, *self.means[key])
-
-    def _matrix(self, pixels: int, patch: int, patches: int, n_in: int, device: torch.device) -> Tensor:
-        """float32 ``[1, patches, n_in]``"""
-        low, high, weight = taps(n_in, pixels, self.align_corners)
-        matrix = np.zeros((patches, n_in))
-        for i in range(patches * patch):
-            matrix[i // patch, low[i]] += (1 - weight[i]) / patch
-            matrix[i // patch, high[i]] += weight[i] / patch
-        return torch.from_numpy(matrix.astype(np.float32)).unsqueeze(0).to(device)
 
 
 def gather(batches: Iterable[Seen], reading: Reading, wanted: Collection[str], n_images: int,
@@ -91,7 +78,7 @@ def gather(batches: Iterable[Seen], reading: Reading, wanted: Collection[str], n
     return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
 
 
-class Read:
+class Read(ABC):
     """A pass that reads outputs by `Reading`: of a `Foreign` network, or of saved predictions."""
 
     def __init__(self, reading: Reading, n_images: int, batch: int, device: torch.device) -> None:
@@ -101,13 +88,13 @@ class Read:
         """Around whatever reads."""
         return nullcontext()
 
+    @abstractmethod
     def scan(self) -> Iterator[Seen]:
         """Of all images in their order, batch by batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, index: list[int]) -> Seen:
         """Of some images."""
-        raise NotImplementedError
 
     def look(self, wanted: Collection[str], progress: Progress) -> Predictions:
         with self.in_use():
@@ -167,15 +154,9 @@ class Ours:
         self.device = backend.device
 
     def look(self, wanted: Collection[str], progress: Progress) -> Predictions:
-        training = self.model.training
-        try:
+        with in_eval(self.model):
             return predict(self.model, self.features, wanted, self.score, self.backend, progress)
-        finally:
-            self.model.train(training)
 
     def maps(self, ids: Tensor) -> PatchMaps:
-        training = self.model.training
-        try:
+        with in_eval(self.model):
             return patch_maps(self.model, self.features, ids, self.backend)
-        finally:
-            self.model.train(training)

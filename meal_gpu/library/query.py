@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..data.frames import HeldFrames
-from ..engine.acquire import Query, acquire
+from ..engine.acquire import acquire
 from ..errors import InputError
 from ..files import write_atomic
 from ..grid import Grid, Size
@@ -192,7 +192,8 @@ def query(
         clock = StageClock(looking.device)
         chosen = acquire(asking, pool, network, seed, round, clock)
         seen = asking.seen
-        answer = Answer(_described(chosen, tiling, pool_images.names), chosen.ids, seen.score, seen.features, manifold,
+        patches = chosen.records(lambda patch: tiling.describe(patch, pool_images.names))
+        answer = Answer(patches, chosen.ids, seen.score, seen.features, manifold,
                         looking.maps(chosen.ids) if maps else None, clock.seconds)
     if out is not None:
         _write(expand(out), answer, tiling, pool, config, seed, round)
@@ -232,12 +233,6 @@ def _config(found: Strategy, strategy: str | Strategy, n: int, n_informative: in
     return Config.load({"seeds": [seed], "umap": dict(umap or {}), "query": {
         "strategy": name, "n_query": n, "n_informative": informative, "score": score, "selector": selector,
         "min_distance": min_distance}})
-
-
-def _described(chosen: Query, grid: Grid, names: Sequence[str]) -> list[Record]:
-    scores = [None] * len(chosen.ids) if chosen.scores is None else chosen.scores.tolist()
-    return [{"id": patch, **grid.describe(patch, names), "score": score}
-            for patch, score in zip(chosen.ids.tolist(), scores, strict=True)]
 
 
 def _pair(grid: Any) -> tuple[int, int]:

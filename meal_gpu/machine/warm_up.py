@@ -12,14 +12,17 @@ from ..kernels import confusion_cpu, entropy_cpu
 _log = logging.getLogger("meal_gpu")
 
 
-def warm_up(device: torch.device, embeds: bool, placing: bool) -> threading.Thread:
+def warm_up(device: torch.device, scores: bool, embeds: bool, placing: bool) -> threading.Thread:
     """Compile in a thread what a run on the device will call, or load it from numba's cache, in the order of need.
 
-    ``embeds``: umap-learn is one of it; ``placing``: also for vectors that no fit has seen.
+    ``scores``: the pool's uncertainty; ``embeds``: umap-learn is one of it; ``placing``: also for vectors that no fit
+    has seen.
     """
     steps: list[Callable[[], object]] = []
     if device.type == "cpu":
-        steps += [confusion_cpu.kernel, entropy_cpu.kernel]
+        steps.append(confusion_cpu.kernel)
+        if scores:
+            steps.append(entropy_cpu.kernel)
     if embeds:
         from .umap_learn import compile_ahead
 

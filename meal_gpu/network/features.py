@@ -156,9 +156,7 @@ class Features:
     def means(self) -> dict[Size, Means]:
         """Per size of map, the row and column matrices that average it over each patch."""
         grid, device = self.frames.grid, self.frames.device
-        return {(height, width): (_mean_matrix(grid.height, grid.patch_height, grid.rows, height).to(device),
-                                  _mean_matrix(grid.width, grid.patch_width, grid.cols, width).to(device))
-                for height, width in {self.low_size, self.high_size}}
+        return {size: mean_matrices(grid, size, device) for size in {self.low_size, self.high_size}}
 
     def patch_vectors(self, maps: Tensor) -> Tensor:
         """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h, w]`` upsampled and averaged per patch."""
@@ -232,7 +230,15 @@ def filled(batch: Tensor, size: int) -> Tensor:
     return torch.cat([batch, *[batch[-1:]] * (size - len(batch))]) if len(batch) < size else batch
 
 
-def _mean_matrix(n_pixels: int, patch: int, n_patches: int, n_in: int) -> Tensor:
+def mean_matrices(grid: Grid, size: Size, device: torch.device, align_corners: bool = True) -> Means:
+    """For `patch_means` of maps of a size, interpolated to the grid's images."""
+    rows, cols = (_mean_matrix(*axis, align_corners).to(device) for axis in (
+        (grid.height, grid.patch_height, grid.rows, size[0]), (grid.width, grid.patch_width, grid.cols, size[1])))
+    return rows, cols
+
+
+def _mean_matrix(n_pixels: int, patch: int, n_patches: int, n_in: int, align_corners: bool) -> Tensor:
     """[1, n_patches, n_in]: the mean over each patch's pixels of what is interpolated from ``n_in`` cells."""
-    weights = bilinear_matrix(n_pixels, n_in)[: n_patches * patch].reshape(n_patches, patch, n_in).mean(axis=1)
+    weights = bilinear_matrix(n_pixels, n_in, align_corners)[: n_patches * patch]
+    weights = weights.reshape(n_patches, patch, n_in).mean(axis=1)
     return torch.from_numpy(weights.astype(np.float32)).unsqueeze(0)

@@ -5,7 +5,7 @@ and a pair of matrix products (rows, then columns). That has four uses: shapes a
 grid, nothing is scattered (matrix products have a deterministic backward pass on every device), no Python runs per
 patch, and the 3 × 3 convolution over upsampled features can be taken *before* the upsampling (see `Decoder`).
 
-All coordinates follow ``align_corners=True``: pixel ``y`` of ``n_out`` sits at ``y * (n_in - 1) / (n_out - 1)``.
+All coordinates here follow ``align_corners=True``: pixel ``y`` of ``n_out`` sits at ``y * (n_in - 1) / (n_out - 1)``.
 """
 
 from dataclasses import dataclass, fields
@@ -17,9 +17,12 @@ from torch import Tensor
 from ..grid import Grid, Size
 
 
-def bilinear_matrix(n_out: int, n_in: int) -> np.ndarray:
-    """Linear interpolation along one axis with ``align_corners=True``, float64 ``[n_out, n_in]``."""
-    position = np.arange(n_out) * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+def bilinear_matrix(n_out: int, n_in: int, align_corners: bool = True) -> np.ndarray:
+    """Linear interpolation along one axis, as ``torch.nn.functional.interpolate`` has it, float64 ``[n_out, n_in]``."""
+    if align_corners:
+        position = np.arange(n_out) * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+    else:
+        position = np.clip((np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5, 0, n_in - 1)
     lower = np.minimum(np.floor(position).astype(int), max(n_in - 2, 0))
     weight = position - lower
     matrix = np.zeros((n_out, n_in))

@@ -4,13 +4,12 @@ import json
 import math
 import weakref
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import FREE, GRID, SIZE, N, inputs, near, plain, small
 from PIL import Image
 from tiny import noise, tiny_config
-from torch import nn
 
 import meal_gpu
 from meal_gpu.data.pixels import normalise
@@ -20,63 +19,6 @@ from meal_gpu.errors import InputError
 from meal_gpu.library.query import query
 from meal_gpu.stages.select import PoolView, Strategy
 from meal_gpu.timing import StageClock
-
-GRID, SIZE, N = (2, 3), (64, 96), 5
-FREE = 6 * N
-
-
-class Small(nn.Module):
-    """Logits at a stride of ``2 ** deep``; batch-norm, so that its mode matters."""
-
-    def __init__(self, classes: int = 4, deep: int = 2, width: int = 8) -> None:
-        super().__init__()
-        layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else width, width, 3, 2 if i < deep else 1, 1),
-                                nn.BatchNorm2d(width), nn.ReLU()) for i in range(max(deep, 1))]
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Conv2d(width, classes, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 3 * self.head(self.body(x))
-
-
-def small(**kwargs) -> Small:
-    torch.manual_seed(0)
-    return Small(**kwargs)
-
-
-def inputs(seed: int = 0, n: int = N, size: tuple[int, int] = SIZE) -> torch.Tensor:
-    """What networks are given: low frequencies, so that patches differ."""
-    draw = torch.Generator().manual_seed(seed)
-    rough = torch.randn(n, 3, 4, 6, generator=draw)
-    return F.interpolate(rough, size, mode="bicubic") + 0.1 * torch.randn(n, 3, *size, generator=draw)
-
-
-def plain(network, images, size, grid, score="entropy", align=False, maps=None):
-    """Mean scores per patch (and means of maps), by softmax at full resolution in float64, image by image."""
-    scores, vectors = [], []
-    for image in images:
-        with torch.no_grad():
-            logits = network(image[None])
-            logits = logits if isinstance(logits, torch.Tensor) else (
-                logits["out"] if "out" in logits else logits["logits"])
-            full = F.interpolate(logits.double(), size, mode="bilinear", align_corners=align)[0]
-        p = full.softmax(0)
-        top = p.topk(2, 0).values
-        each = {"entropy": -(p * p.log()).sum(0), "least_confidence": 1 - top[0], "margin": 1 - (top[0] - top[1])}
-        height, width = size[0] // grid[0], size[1] // grid[1]
-        for row in range(grid[0]):
-            for col in range(grid[1]):
-                where = np.s_[row * height : (row + 1) * height, col * width : (col + 1) * width]
-                scores.append(each[score][where].mean())
-                if maps is not None:
-                    with torch.no_grad():
-                        whole = F.interpolate(maps(image[None]).double(), size, mode="bilinear", align_corners=align)[0]
-                    vectors.append(whole[:, where[0], where[1]].mean((1, 2)))
-    return torch.stack(scores), torch.stack(vectors) if vectors else None
-
-
-def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return bool(((found.double() - expected).abs() / expected.abs().clamp_min(1e-3)).max() < 2e-5)
 
 
 @pytest.mark.parametrize("align", [False, True])
@@ -350,89 +292,6 @@ def test_progress_goes_to_a_function():
     told = []
     query(small(), inputs(), GRID, 3, strategy="entropy", batch_size=2, progress=lambda *stage: told.append(stage))
     assert told == [("score", 2, 5), ("score", 4, 5), ("score", 5, 5)]
-
-
-class InPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(3, 4, 1)
-
-    def forward(self, x):
-        return self.head(F.relu_(x))
-
-
-def counting(change):
-    calls = []
-
-    def network(x):
-        calls.append(x)
-        return change(torch.rand(len(x), 4, 8, 12), len(calls))
-
-    return network
-
-
-def with_nan(x):
-    logits = torch.rand(len(x), 4, 8, 12)
-    logits[1, 0, 0, 0] = float("nan")
-    return logits
-
-
-@pytest.mark.parametrize(("network", "said"), [
-    (3, r"network is a int: give a torch\.nn\.Module or a function"),
-    (lambda x: torch.rand(len(x), 1, 8, 12), r"gives 1 channel, as for a sigmoid: give two, for example by"),
-    (lambda x: torch.rand(len(x), 300, 8, 12), r"gives 300 channels: 2 to 256 classes"),
-    (lambda x: torch.rand(len(x), 4), r"gives float32 \[2, 4\] for 2 images"),
-    (lambda x: torch.rand(1, 4, 8, 12), r"gives float32 \[1, 4, 8, 12\] for 2 images"),
-    (lambda x: torch.zeros(len(x), 4, 8, 12, dtype=torch.int64), r"gives int64 .*: logits are floating-point"),
-    (lambda x: {"scores": x}, r"gives a dict with 'scores': give logits"),
-    (lambda x: None, r"gives nothing: give logits"),
-    (counting(lambda logits, k: logits if k == 1 else logits[:, :3]), r"gives 3 channels, and 4 before"),
-    (with_nan, r"output for image 1 \(number 1\) is not finite"),
-    (InPlace(), r"changes its input in place"),
-    (nn.Conv2d(4, 4, 1), r"failed on a batch \[2, 3, 64, 96\] of torch\.float32 on cpu: RuntimeError: .*channels"),
-    (lambda x: torch.rand(len(x), 4, 8, 12, device="meta"), r"inputs are on cpu and its outputs on meta"),
-])
-def test_bad_networks_are_told_in_one_sentence(network, said):
-    images = inputs(n=4)
-    before = images.clone()
-    with pytest.raises(InputError, match=said):
-        query(network, images, GRID, 2, strategy="entropy", batch_size=2, progress=False)
-    assert torch.equal(images, before)
-
-
-def test_parameters_on_two_devices():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, device="meta"))
-    with pytest.raises(InputError, match="parameters are on cpu and meta"):
-        query(network, inputs(), GRID, 2, strategy="entropy", progress=False)
-
-
-@pytest.mark.parametrize(("asked", "said"), [
-    ({"features": None}, r"say where they come from by features.*Layers of this network with maps: body\.0 \[8,"),
-    ({"features": "bodi"}, r"features is 'bodi', which is no module of the network\. Did you mean 'body'\?"),
-    ({"features": 2}, r"features is 2, the number of an output, and the network gives float32"),
-    ({"features": lambda x: x.mean()}, r"The function given as features gives float32 \[\]"),
-    ({"grid": 4}, r"grid is 4: give \(rows, columns\)"),
-    ({"grid": (80, 2)}, r"A grid of 80 x 2 does not fit images of 64 x 96"),
-    ({"n": 0}, r"query\.n_query is 0"),
-    ({"n": 31}, r"n is 31, and 30 of the 30 patches are not labelled yet"),
-    ({"labelled": [30]}, r"labelled holds 30, which is no patch"),
-    ({"labelled": [("9", 0, 0)]}, r"labelled names image '9', which is not in the pool"),
-    ({"labelled": torch.zeros(4, 6, dtype=torch.bool)}, r"labelled is bool \[4, 6\]: give \[5, 6\]"),
-    ({"strategy": "meel"}, r"query\.strategy is 'meel'\. Did you mean 'meal'\?"),
-    ({"score": "entropi"}, r"query\.score is 'entropi'"),
-    ({"names": ["a"]}, r"1 names for 5 images"),
-    ({"images": torch.zeros(5, 3, 64, 96, dtype=torch.uint8)}, r"give uint8 RGB as \[N, H, W, 3\]"),
-    ({"images": torch.zeros(0, 3, 64, 96)}, r"there is none"),
-    ({"images": iter([1])}, r"What only iterates has no numbers"),
-    ({"images": [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)], "grid": (2, 2), "n": 2},
-     r"Item 1 of images is torch\.float32 \[3, 8, 9\] and item 0"),
-    ({"images": "no/such/place"}, r"The directory no/such/place does not exist"),
-    ({"size": (32, 48)}, r"size is \[32, 48\] and the images have \[64, 96\]: only files are resized"),
-])
-def test_bad_arguments_are_told_in_one_sentence(asked, said):
-    given = {"images": inputs(), "grid": GRID, "n": 2, "features": "body", "progress": False, **asked}
-    with pytest.raises(InputError, match=said):
-        query(small(), given.pop("images"), given.pop("grid"), given.pop("n"), **given)
 
 
 def test_near_duplicates_are_kept_apart():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_query import GRID, SIZE, inputs, small
+from networks import GRID, SIZE, inputs, small
 
 from meal_gpu.errors import InputError
 from meal_gpu.library.query import query

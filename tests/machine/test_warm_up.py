@@ -19,9 +19,10 @@ def ready() -> list[int]:
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("device", "expected"), [("cpu", [1, 1]), ("cuda", [0, 0])])
-def test_the_kernels_of_a_run_on_the_cpu(device, expected):
-    warm_up(torch.device(device), embeds=False, placing=False).join()
+@pytest.mark.parametrize(("device", "scores", "expected"), [("cpu", True, [1, 1]), ("cpu", False, [1, 0]),
+                                                            ("cuda", True, [0, 0])])
+def test_the_kernels_of_a_run_on_the_cpu(device, scores, expected):
+    warm_up(torch.device(device), scores, embeds=False, placing=False).join()
     assert ready() == expected
 
 
@@ -35,6 +36,6 @@ def test_what_fails_keeps_nothing_else_from_being_ready(monkeypatch):
 
     monkeypatch.setattr(confusion_cpu, "kernel", broken)
     monkeypatch.setattr(umap_learn, "compile_ahead", asked.append)
-    warm_up(torch.device("cpu"), embeds=True, placing=True).join()
+    warm_up(torch.device("cpu"), scores=True, embeds=True, placing=True).join()
     assert entropy_cpu.kernel.cache_info().currsize == 1
     assert asked == [True]

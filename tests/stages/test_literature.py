@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_select import view
+from views import view
 
 from meal_gpu.stages.greedy import rbf
 from meal_gpu.stages.literature import LITERATURE, turn

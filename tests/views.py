@@ -1,0 +1,29 @@
+"""Views of small pools, as strategies are given them."""
+
+from collections.abc import Callable
+
+import torch
+
+from meal_gpu.config import QueryConfig
+from meal_gpu.randomness import generator
+from meal_gpu.stages.view import PoolView
+
+
+def drawn(seed: int, round_: int = 0) -> Callable[[int], torch.Tensor]:
+    draw = generator(seed, round_, "select")
+    return lambda n: torch.rand(n, generator=draw, dtype=torch.float64)
+
+
+def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None = None,
+         points: torch.Tensor | None = None, **query: object) -> PoolView:
+    """A pool of n patches, 4 to an image, of which some are free."""
+    ids = torch.arange(n)
+    mask = torch.zeros(n, dtype=torch.bool)
+    mask[free] = True
+    draw = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, 2, generator=draw) if points is None else points
+    return PoolView(
+        image=ids // 4, cell=ids % 4, free=mask, n_free=len(free), labelled=~mask, n_labelled=n - len(free),
+        query=QueryConfig(**{"n_query": 3, "n_informative": 8, **query}), uniforms=drawn(seed),
+        score=torch.rand(n, generator=draw) if score is None else score, features=points,
+        place=lambda ids: points[ids], fit=lambda ids: points[ids])
