@@ -30,8 +30,8 @@ from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import Score, confusion
 from meal_gpu.stages.predict import predict, predict_batch
-from meal_gpu.stages.select import PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.stages.train import patch_loss, train_epoch
+from meal_gpu.strategies.select import PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
 
 CUDA = torch.device("cuda")

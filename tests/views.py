@@ -6,7 +6,7 @@ import torch
 
 from meal_gpu.config import QueryConfig
 from meal_gpu.randomness import generator
-from meal_gpu.stages.view import PoolView
+from meal_gpu.strategies.view import PoolView
 
 
 def drawn(seed: int, round_: int = 0) -> Callable[[int], torch.Tensor]:

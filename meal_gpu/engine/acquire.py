@@ -17,7 +17,7 @@ from ..stages.embed import Embedding, fit
 from ..stages.near import Nearness
 from ..stages.pool import Pool
 from ..stages.predict import Predictions
-from ..stages.select import PoolView, Strategy
+from ..strategies.select import PoolView, Strategy
 from ..timing import StageClock
 from .apart import choose_apart
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..stages.near import Nearness
-from ..stages.select import PoolView, Strategy
+from ..strategies.select import PoolView, Strategy
 
 _log = logging.getLogger("meal_gpu")
 

@@ -23,7 +23,7 @@ from ..randomness import derive
 from ..sharding.shards import Sharded, Shards, start
 from ..stages.pool import Pool
 from ..stages.predict import Predictions, predict
-from ..stages.select import Strategy, find_strategy
+from ..strategies.select import Strategy, find_strategy
 from ..timing import Progress, no_progress
 from .askable import Askable
 from .embeddings import Embeddings

@@ -15,7 +15,7 @@ from ..stages.embed import Embedding
 from ..stages.near import Nearness
 from ..stages.pool import Pool
 from ..stages.predict import Predictions
-from ..stages.select import Strategy
+from ..strategies.select import Strategy
 from ..timing import Progress
 from .labelled import Labelled, labelled_ids
 from .manifold import Manifold

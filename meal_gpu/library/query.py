@@ -23,7 +23,7 @@ from ..paths import expand
 from ..records import Record
 from ..stages.pool import Pool
 from ..stages.predict import PatchMaps
-from ..stages.select import Strategy, find_strategy
+from ..strategies.select import Strategy, find_strategy
 from ..timing import Progress, StageClock
 from .asking import Asking, Looking, pool_of
 from .bar import shown

@@ -14,7 +14,15 @@ from views import drawn, view
 
 from meal_gpu.errors import InputError
 from meal_gpu.stages.ranking import rank_keys
-from meal_gpu.stages.select import STRATEGIES, PoolView, Strategy, find_strategy, represent, seed_kmeans, snap_kmeans
+from meal_gpu.strategies.select import (
+    STRATEGIES,
+    PoolView,
+    Strategy,
+    find_strategy,
+    represent,
+    seed_kmeans,
+    snap_kmeans,
+)
 
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 
@@ -189,7 +197,7 @@ def test_a_centroid_that_is_no_number_takes_what_is_left(monkeypatch):
     """Libraries leave NaN for an empty cluster, and as the smallest number NaN would win every comparison."""
     points = torch.tensor([[0.0, 0], [5, 0], [0, 5]])
     found = torch.tensor([[torch.nan, torch.nan], [0, 5], [torch.nan, 0]], dtype=torch.float64)
-    monkeypatch.setattr("meal_gpu.stages.kmeans._centroids", lambda *args: found)
+    monkeypatch.setattr("meal_gpu.strategies.kmeans._centroids", lambda *args: found)
     assert sorted(snap_kmeans(points, 3, 0).tolist()) == [0, 1, 2]
     assert snap_kmeans(points, 3, 0)[1] == 2
 

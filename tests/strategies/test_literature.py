@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from views import view
 
-from meal_gpu.stages.greedy import rbf
-from meal_gpu.stages.literature import LITERATURE, turn
-from meal_gpu.stages.view import PoolView
+from meal_gpu.strategies.greedy import rbf
+from meal_gpu.strategies.literature import LITERATURE, turn
+from meal_gpu.strategies.view import PoolView
 
 FREE = [i for i in range(24) if i not in (3, 4, 11, 17)]
 LABELLED = [3, 4, 11, 17]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import QueryConfig
-from .ranking import top
+from ..stages.ranking import top
 
 
 class Fetched:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from meal_gpu.stages.greedy import BLOCK, cosine, cover, rbf, spread, top_hat, unit
+from meal_gpu.strategies.greedy import BLOCK, cosine, cover, rbf, spread, top_hat, unit
 
 
 def points(m: int, d: int, seed: int, values: int | None = None) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_draws_follow_weight_times_squared_distance():
 def test_centres_come_in_blocks(monkeypatch):
     rows, centres = points(40, 3, 0), points(30, 3, 1)
     whole = spread([rows], 10, centres=[centres])
-    monkeypatch.setattr("meal_gpu.stages.greedy.BLOCK", 80)
+    monkeypatch.setattr("meal_gpu.strategies.greedy.BLOCK", 80)
     assert BLOCK > 80
     assert torch.equal(spread([rows], 10, centres=[centres]), whole)
 
@@ -129,8 +129,8 @@ def test_every_row_can_be_picked_whatever_the_blocks(monkeypatch):
     weight = torch.arange(13.0)
     candidates = torch.arange(13)
     for block, kept in ((2**24, 2**27), (5 * 13, 2**27), (5 * 13, 0)):
-        monkeypatch.setattr("meal_gpu.stages.greedy.BLOCK", block)
-        monkeypatch.setattr("meal_gpu.stages.greedy.KEPT", kept)
+        monkeypatch.setattr("meal_gpu.strategies.greedy.BLOCK", block)
+        monkeypatch.setattr("meal_gpu.strategies.greedy.KEPT", kept)
         assert cover(rows, candidates, 13, cosine, weight).tolist() == [*range(12, 0, -1), 0]
 
 
