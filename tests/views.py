@@ -6,6 +6,8 @@ import torch
 
 from meal_gpu.config import QueryConfig
 from meal_gpu.randomness import generator
+from meal_gpu.stages.predict import BEYOND
+from meal_gpu.stages.statistics import STATISTICS
 from meal_gpu.strategies.view import PoolView
 
 
@@ -22,8 +24,26 @@ def view(free: list[int], n: int = 24, seed: int = 0, score: torch.Tensor | None
     mask[free] = True
     draw = torch.Generator().manual_seed(seed)
     points = torch.randn(n, 2, generator=draw) if points is None else points
+    score = torch.rand(n, generator=draw) if score is None else score
+    fields = fields_of(n, seed) | {"score": score, "features": points}
+
+    def of(name: str, ids: torch.Tensor | None) -> torch.Tensor:
+        return fields[name] if ids is None else fields[name][ids]
+
     return PoolView(
         image=ids // 4, cell=ids % 4, free=mask, n_free=len(free), labelled=~mask, n_labelled=n - len(free),
         query=QueryConfig(**{"n_query": 3, "n_informative": 8, **query}), uniforms=drawn(seed),
-        score=torch.rand(n, generator=draw) if score is None else score, features=points,
-        place=lambda ids: points[ids], fit=lambda ids: points[ids])
+        score=score, features=points, probabilities=fields["probabilities"],
+        place=lambda ids: points[ids], fit=lambda ids: points[ids], of=of, round=1, rounds=4,
+        clicks=lambda: torch.arange(1.0, n - len(free) + 1))
+
+
+def fields_of(n: int, seed: int = 0, classes: int = 4, channels: int = 3) -> dict[str, torch.Tensor]:
+    """Whatever a pass may give of n patches, at random."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    wide = {"histogram": classes, "class_entropy": classes, "residual": classes, "inputs": channels,
+            "gradient": classes * channels}
+    found = {name: torch.rand(n, wide[name], generator=draw) if name in wide else torch.rand(n, generator=draw)
+             for name in (*STATISTICS, *BEYOND)}
+    found["histogram"] /= found["histogram"].sum(1, keepdim=True)
+    return found | {"probabilities": torch.rand(n, classes, generator=draw).softmax(1)}

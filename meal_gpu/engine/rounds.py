@@ -20,6 +20,7 @@ from ..stages.train import History, train
 from ..timing import StageClock
 from . import outputs
 from .acquire import Query, acquire
+from .beginning import begin
 from .experiment import Experiment
 from .oracle import Oracle
 from .outputs import ids_of
@@ -49,7 +50,9 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
     samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
-    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
+    asked: list[Record] = []
+    if not records:
+        asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
     changed = False
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names, directory)
@@ -74,13 +77,14 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         outputs.keep_truth(labels, k, directory)
         model, history = learn(experiment, pool, seed, k, clock)
         next_query: list[Record] = []
+        looked: Record = {}
         if k < rounds:
             chosen = acquire(experiment, pool, model, seed, k, clock)
-            next_query = outputs.describe(chosen, pool.grid, samples)
+            next_query, looked = outputs.describe(chosen, pool.grid, samples), chosen.looked
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)
-        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock)
+        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock) | looked
         if next_query and experiment.embeddings.near is not None:
             record["near_duplicates"] = experiment.embeddings.near.as_record()
         append_round(directory, record)
@@ -89,8 +93,11 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
 
 
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
-    """D_L at the start: all patches of a few random images (0: of all images), int64."""
-    return experiment.askable.initial(seed)
+    """D_L at the start, int64: all patches of a few random images (0: of all images), or what ``query.start`` says."""
+    query = experiment.config.query
+    if query.start == "images" or query.n_initial_images == 0:
+        return experiment.askable.initial(seed)
+    return begin(experiment, seed)
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
@@ -106,8 +113,12 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
             return evaluate(model, val_features, val.masks, len(experiment.class_names), experiment.backend,
                             experiment.progress)
 
+    held = experiment.held_out(pool, seed, k)
+    ids, labels = pool.labelled_ids, pool.labels
+    if held is not None:
+        ids, labels = ids[~held], labels[~held]
     with clock.stage("train"):
-        history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,
+        history = train(model, features, ids, labels, experiment.config.train,
                         experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
                         experiment.progress)
     clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside

@@ -16,7 +16,7 @@ from ..network.model import DeepLabV3Plus, Upsampling
 from ..network.windows import along
 from ..timing import Progress, no_progress
 from .sampling import mutual_information
-from .statistics import STATISTICS, Tiles, measure
+from .statistics import STATISTICS, Tiles, measure, ratio
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         Any of ``score``, ``features``, ``probabilities``, `STATISTICS` and `BEYOND`; other names are others' business.
         Nothing else is computed.
     score
-        ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
+        ``entropy``, ``least_confidence`` or ``margin``, as `meal_gpu.kernels.patch_entropy` has them; or ``ratio``.
     vectors
         Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
     filled
@@ -169,7 +169,7 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     """What of `BASE` is wanted, in that order."""
     found = []
     if "score" in wanted:
-        found.append(mean_scores(logits, grid, score, filled))
+        found.append(mean_scores(logits, grid, score, filled, low))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
@@ -177,8 +177,10 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     return found
 
 
-def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None) -> Tensor:
-    """Mean score per pixel of each patch, float32 ``[B * cells]``."""
+def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means) -> Tensor:
+    """Mean score per pixel of each patch, float32 ``[B * cells]``; ``ratio`` at stride 4, and of whole patches."""
+    if score == "ratio":
+        return patch_means(ratio(logits)[:, None], *low).squeeze(1)
     size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
     if filled is None:
         return patch_entropy(logits, size, tiling, score=score).flatten() / grid.patch_pixels

@@ -106,7 +106,7 @@ def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles
     log_p = logits.float().log_softmax(1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(1)
-    first, second = _top_two(p)
+    first, second = top_two(p)
     predicted = logits.argmax(1)
     hot = (predicted[:, None] == torch.arange(classes, device=logits.device)[:, None, None]).float()
     maps: dict[str, Tensor] = {}  # [B, k, h, w], averaged together below
@@ -145,9 +145,15 @@ def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles
     return found
 
 
-def _top_two(p: Tensor) -> tuple[Tensor, Tensor]:
+def ratio(logits: Tensor) -> Tensor:
+    """p2 / p1 of each pixel, float32 ``[B, h, w]``: the two largest logits are enough."""
+    first, second = top_two(logits.float())
+    return (second - first).exp()
+
+
+def top_two(p: Tensor) -> tuple[Tensor, Tensor]:
     """The largest and the second of each pixel ``[B, C, h, w]``; `topk` over a dimension so short sorts memory."""
-    first, second = p[:, 0], torch.zeros_like(p[:, 0])
+    first, second = p[:, 0], torch.full_like(p[:, 0], -torch.inf)
     for one in p.unbind(1)[1:]:
         second = torch.maximum(second, torch.minimum(first, one))
         first = torch.maximum(first, one)

@@ -33,7 +33,8 @@ def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
         "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
-        "place", "fit", "seed", "kmeans", "best", "n_labelled"]
+        "place", "fit", "seed", "kmeans", "best", "n_labelled", "of", "clicks", "round", "rounds",
+        "adjust"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
@@ -302,7 +303,9 @@ def test_a_strategy_declares_what_it_needs():
             whole, uniforms=drawn(0), score=whole.score if "score" in strategy.needs else None,
             features=whole.features if "features" in strategy.needs else None,
             place=whole.place if "embedding" in strategy.needs else None,
-            fit=whole.fit if "features" in strategy.needs else None)
+            probabilities=whole.probabilities if "probabilities" in strategy.needs else None,
+            fit=whole.fit if "features" in strategy.needs else None,
+            of=lambda name, ids, needs=strategy.needs: whole.of(name if name in needs else "nothing", ids))
         assert len(strategy.choose(bare, 3)) == 3
     assert STRATEGIES["random"].needs == frozenset()
 
