@@ -1,5 +1,6 @@
 """Views of small pools, as strategies are given them."""
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -47,3 +48,25 @@ def fields_of(n: int, seed: int = 0, classes: int = 4, channels: int = 3) -> dic
              for name in (*STATISTICS, *BEYOND)}
     found["histogram"] /= found["histogram"].sum(1, keepdim=True)
     return found | {"probabilities": torch.rand(n, classes, generator=draw).softmax(1)}
+
+
+FREE = [i for i in range(24) if i not in (3, 4, 11, 17)]
+LABELLED = [3, 4, 11, 17]
+
+
+def pool(free: list[int] = FREE, seed: int = 0, width: int = 5, **changes: object) -> PoolView:
+    made = view(free, seed=seed, **changes)
+    return featured(made, torch.randn(24, width, generator=torch.Generator().manual_seed(seed + 7)))
+
+
+def featured(one: PoolView, vectors: torch.Tensor, **fields: torch.Tensor) -> PoolView:
+    """With other features, and other fields."""
+    before = one.of
+    given = {"features": vectors, **fields}
+
+    def of(name: str, ids: torch.Tensor | None) -> torch.Tensor:
+        if name not in given:
+            return before(name, ids)
+        return given[name] if ids is None else given[name][ids]
+
+    return dataclasses.replace(one, features=vectors, of=of)

@@ -1,12 +1,13 @@
 """Score the pool (paper, Step 1): stride-4 logits → uncertainty per patch, in one pass over the frames."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..grid import Grid
+from ..grid import Grid, Size
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
@@ -212,8 +213,13 @@ def measure_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means
 
 
 def tiles_of(features: Features) -> Tiles:
-    """Of the map of logits."""
-    return Tiles.of(features.frames.grid, features.low_size, features.frames.device)
+    """Of the map of logits; brought to the device once."""
+    return _tiles(features.frames.grid, features.low_size, features.frames.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _tiles(grid: Grid, size: Size, device: torch.device) -> Tiles:
+    return Tiles.of(grid, size, device)
 
 
 def passes(needs: Collection[str], how: How) -> dict[str, int]:

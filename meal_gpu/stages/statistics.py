@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..grid import Grid, Size
 from ..network.features import mean_matrices, patch_means
+from ..network.windows import bilinear_matrix
 
 STATISTICS: dict[str, str] = {
     "entropy": "mean entropy of the class probabilities, nats",
@@ -62,14 +63,14 @@ class Tiles:
 
     @classmethod
     def of(cls, grid: Grid, size: Size, device: torch.device, align_corners: bool = True) -> "Tiles":
-        rows, cols = mean_matrices(grid, size, torch.device("cpu"), align_corners)
-        owners, steps = zip(*(_owners(*axis, align_corners) for axis in (
-            (grid.height, grid.patch_height, grid.rows, size[0]), (grid.width, grid.patch_width, grid.cols, size[1]))),
-            strict=True)
+        rows, cols = mean_matrices(grid, size, device, align_corners)
+        axes = ((grid.height, grid.patch_height, grid.rows, size[0]), (grid.width, grid.patch_width, grid.cols,
+                                                                      size[1]))
+        owners, steps = zip(*(_owners(*axis, align_corners) for axis in axes), strict=True)
         inside = [(owner == torch.arange(n)[:, None]).float() for owner, n in zip(owners, (grid.rows, grid.cols),
                                                                                  strict=True)]
-        down, across = ([_support(row) for row in matrix[0]] for matrix in (rows, cols))
-        return cls(grid, rows.to(device), cols.to(device), inside[0].to(device), inside[1].to(device),
+        down, across = (_supports(*axis, align_corners) for axis in axes)
+        return cls(grid, rows, cols, inside[0].to(device), inside[1].to(device),
                    owners[0].to(device), owners[1].to(device), down, across, (steps[0], steps[1]))
 
     def means(self, maps: Tensor) -> Tensor:
@@ -92,9 +93,10 @@ def _owners(n_pixels: int, patch: int, n_patches: int, n_in: int, align_corners:
     return torch.from_numpy(np.where((owner >= 0) & (owner < n_patches), owner, -1)), step
 
 
-def _support(weights: Tensor) -> slice:
-    cells = weights.nonzero().view(-1)
-    return slice(int(cells[0]), int(cells[-1]) + 1)
+def _supports(n_pixels: int, patch: int, n_patches: int, n_in: int, align_corners: bool) -> list[slice]:
+    weights = bilinear_matrix(n_pixels, n_in, align_corners)[: n_patches * patch].reshape(n_patches, patch, n_in)
+    cells = [np.flatnonzero(weights[i].any(axis=0)) for i in range(n_patches)]
+    return [slice(int(used[0]), int(used[-1]) + 1) for used in cells]
 
 
 def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles: Tiles) -> dict[str, Tensor]:

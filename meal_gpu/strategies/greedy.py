@@ -19,6 +19,8 @@ PLAIN = 16
 """Up to so many dimensions differences are written out, and squared; beyond, that takes memory and time."""
 LARGE = 2**25
 """Numbers in a matrix that `spread` copies in float64: a quarter of a gigabyte."""
+AT_ONCE = 32
+"""Rows whose gains are summed anew together, where few have to be."""
 KEPT = 2**27
 """Similarities that `cover` keeps, in float32: half a gigabyte."""
 
@@ -148,18 +150,50 @@ def cover(vectors: Tensor, candidates: Tensor, n: int, kernel: Kernel, weight: T
         covered = torch.maximum(covered, kernel(vectors[part], vectors).max(0).values)
     parts, kept = candidates.split(step), None
     if len(candidates) * len(vectors) <= KEPT:  # else each pick computes them again
-        rows = max(1, GAINS // len(vectors))
-        kept = [some for part in parts for some in kernel(vectors[part], vectors).split(rows)]
+        kept = torch.empty(len(candidates), len(vectors), device=vectors.device)
+        for part, rows in zip(parts, kept.split(step), strict=True):
+            rows.copy_(kernel(vectors[part], vectors))
+        if vectors.device.type == "cpu":
+            return candidates[_lazily(kept, covered, weights, n)]
     closed = torch.zeros(len(candidates), dtype=torch.bool, device=vectors.device)
     picked = torch.empty(n, dtype=torch.int64, device=vectors.device)
     for i in range(n):
-        similar = iter(kept) if kept else (kernel(vectors[part], vectors) for part in parts)
-        gains = torch.cat([(some - covered).clamp_min_(0) @ weights for some in similar])
+        similar = (kernel(vectors[part], vectors) for part in parts) if kept is None else iter([kept])
+        gains = torch.cat([_gains(some, covered, weights) for some in similar])
         best = gains.masked_fill(closed, -1).argmax().view(1)
         chosen = candidates[best]
         picked[i : i + 1] = chosen
         closed[best] = True
         covered = torch.maximum(covered, kernel(vectors[chosen], vectors)[0])
+    return picked
+
+
+def _gains(similar: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
+    """What each row of ``similar [k, m]`` would add to what is ``covered [m]``."""
+    rows = max(1, GAINS // len(covered))
+    return torch.cat([(some - covered).clamp_min_(0) @ weights for some in similar.split(rows)])
+
+
+def _lazily(similar: Tensor, covered: Tensor, weights: Tensor, n: int) -> Tensor:
+    """The rows that `cover` picks, on the host: gains only shrink, so that of most rows the one of before says enough
+    (Minoux, 1978)."""
+    bounds = _gains(similar, covered, weights)
+    closed, fresh = torch.zeros_like(bounds, dtype=torch.bool), torch.ones_like(bounds, dtype=torch.bool)
+    picked = torch.empty(n, dtype=torch.int64)
+    for i in range(n):
+        while True:
+            known = bounds.masked_fill(closed | ~fresh, -1)
+            best = known.max()
+            # Sums are rounded: whoever comes close to the best is looked at again.
+            ahead = (~fresh & ~closed & (bounds >= best - 1e-5 * best.abs())).nonzero().view(-1)
+            if not len(ahead):
+                break
+            some = ahead[bounds[ahead].argsort(descending=True, stable=True)[:AT_ONCE]]
+            bounds[some], fresh[some] = _gains(similar[some], covered, weights), True
+        index = known.argmax()
+        picked[i], closed[index] = index, True
+        covered = torch.maximum(covered, similar[index])
+        fresh = torch.zeros_like(fresh)
     return picked
 
 

@@ -43,7 +43,7 @@ def snap_kmeans(points: Tensor, n: int, seed: int, library: str = "sklearn") -> 
 
 
 SEEDS = 4096
-STEPS = 20
+STEPS = 10
 """Of `lloyd`: what moves later moves little."""
 
 

@@ -19,7 +19,7 @@ def badge(view: PoolView, n: int) -> Tensor:
     longest one on. Of a patch the gradient is the mean over its pixels, exactly (at stride 4).
     """
     gradient = view.whole("gradient")
-    lengths = gradient.square().sum(1)
+    lengths = gradient.norm(dim=1)
     first = lengths.masked_fill(~view.free, -1).argmax().view(1)
     return spread([gradient], n, view.uniforms(n).to(gradient.device), weight=view.free, first=first)
 

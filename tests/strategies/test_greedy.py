@@ -134,6 +134,20 @@ def test_every_row_can_be_picked_whatever_the_blocks(monkeypatch):
         assert cover(rows, candidates, 13, cosine, weight).tolist() == [*range(12, 0, -1), 0]
 
 
+@given(m=st.integers(2, 40), n=st.integers(1, 20), values=st.sampled_from([None, 2]), k=st.integers(0, 3),
+       seed=st.integers(0, 999))
+def test_gains_of_before_change_nothing(m, n, values, k, seed):
+    """With what is kept and looked at lazily, and without: the same picks, also of equal rows, and when nothing is
+    left to gain."""
+    rows = unit(points(m, 3, seed, values) + 0.1)
+    weight = torch.randint(0, 3, (m,), generator=torch.Generator().manual_seed(seed)).float()
+    arguments = rows, torch.arange(m), min(n, m), rbf(0.8), weight, torch.arange(min(k, m))
+    with pytest.MonkeyPatch.context() as patch:
+        found = cover(*arguments).tolist()
+        patch.setattr("meal_gpu.strategies.greedy.KEPT", 0)
+        assert cover(*arguments).tolist() == found
+
+
 def test_more_than_there_are():
     with pytest.raises(ValueError, match="cannot pick 3 of 2"):
         spread([points(2, 2, 0)], 3)

@@ -7,33 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from views import fields_of, view
+from views import FREE, LABELLED, featured, fields_of, pool, view
 
 from meal_gpu.strategies.greedy import rbf
 from meal_gpu.strategies.literature import LITERATURE
 from meal_gpu.strategies.scores import turn
-from meal_gpu.strategies.view import PoolView
-
-FREE = [i for i in range(24) if i not in (3, 4, 11, 17)]
-LABELLED = [3, 4, 11, 17]
-
-
-def pool(free: list[int] = FREE, seed: int = 0, width: int = 5, **changes: object) -> PoolView:
-    made = view(free, seed=seed, **changes)
-    return featured(made, torch.randn(24, width, generator=torch.Generator().manual_seed(seed + 7)))
-
-
-def featured(one: PoolView, vectors: torch.Tensor, **fields: torch.Tensor) -> PoolView:
-    """With other features, and other fields."""
-    before = one.of
-    given = {"features": vectors, **fields}
-
-    def of(name: str, ids: torch.Tensor | None) -> torch.Tensor:
-        if name not in given:
-            return before(name, ids)
-        return given[name] if ids is None else given[name][ids]
-
-    return dataclasses.replace(one, features=vectors, of=of)
 
 
 def distances(vectors: torch.Tensor) -> np.ndarray:

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
-from test_literature import FREE, featured, pool
-from views import view
+from views import FREE, featured, pool, view
 
 from meal_gpu.strategies.costs import SPACING, clicks_of, expected_clicks
 from meal_gpu.strategies.literature import LITERATURE
@@ -40,7 +39,8 @@ def test_ripu_of_a_patch_is_how_many_classes_it_holds_times_how_unsure_it_is():
 
 def test_equal_adds_what_the_mirror_says():
     one = pool()
-    assert LITERATURE["equal"].choose(one, 8).tolist() == ranked(double(one, "score") + double(one, "mirrored"), FREE, 8)
+    score = double(one, "score") + double(one, "mirrored")
+    assert LITERATURE["equal"].choose(one, 8).tolist() == ranked(score, FREE, 8)
 
 
 def test_clasp_serves_every_class_and_in_the_end_from_the_top():

@@ -6,8 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_literature import FREE, featured, pool
-from views import view
+from views import FREE, featured, pool, view
 
 from meal_gpu.config import QueryConfig
 from meal_gpu.engine.apart import choose_apart
