@@ -42,7 +42,8 @@ def spectral(view: PoolView, n: int) -> Tensor:
 
 def _spectral(vectors: Tensor, n: int, seed: int) -> Tensor:
     """Clusters int64 ``[m]`` by the n leading eigenvectors of the graph's normalised affinity."""
-    from scipy.linalg import eigh
+    from scipy.sparse import csr_array
+    from scipy.sparse.linalg import eigsh
 
     m = len(vectors)
     apart = torch.cdist(vectors, vectors).fill_diagonal_(torch.inf)
@@ -51,7 +52,9 @@ def _spectral(vectors: Tensor, n: int, seed: int) -> Tensor:
     affinity = (edges + edges.T) / 2 + torch.eye(m, dtype=torch.float64)
     scale = affinity.sum(1).rsqrt()
     # Degenerate eigenvalues (a graph in pieces) leave the basis open, but not what it spans.
-    _, leading = eigh((affinity * scale[:, None] * scale).numpy(), subset_by_index=[m - n, m - 1])
+    graph = csr_array((affinity * scale[:, None] * scale).numpy())
+    begin = torch.rand(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    _, leading = eigsh(graph, k=n, which="LA", v0=begin.numpy(), ncv=min(m, 3 * n + 20))
     points = torch.from_numpy(leading).contiguous()
     points = points / points.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return lloyd(points, n, torch.Generator().manual_seed(seed))
