@@ -8,6 +8,8 @@ from .view import PoolView, Strategy
 
 NEIGHBOURS = 10
 """Of `spectral`'s graph."""
+DENSE = 500
+"""Up to so many patches all eigenvectors are computed, beyond the leading ones alone."""
 AMONG = 2000
 """The most uncertain patches that `spectral` clusters: its graph is one of all pairs."""
 
@@ -52,10 +54,13 @@ def _spectral(vectors: Tensor, n: int, seed: int) -> Tensor:
     affinity = (edges + edges.T) / 2 + torch.eye(m, dtype=torch.float64)
     scale = affinity.sum(1).rsqrt()
     # Degenerate eigenvalues (a graph in pieces) leave the basis open, but not what it spans.
-    graph = csr_array((affinity * scale[:, None] * scale).numpy())
-    begin = torch.rand(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    _, leading = eigsh(graph, k=n, which="LA", v0=begin.numpy(), ncv=min(m, 3 * n + 20))
-    points = torch.from_numpy(leading).contiguous()
+    graph = affinity * scale[:, None] * scale
+    if m <= DENSE:
+        points = torch.linalg.eigh(graph).eigenvectors[:, -n:]
+    else:
+        begin = torch.rand(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        _, leading = eigsh(csr_array(graph.numpy()), k=n, which="LA", v0=begin.numpy(), ncv=min(m, 3 * n + 20))
+        points = torch.from_numpy(leading).contiguous()
     points = points / points.norm(dim=1, keepdim=True).clamp_min(1e-12)
     return lloyd(points, n, torch.Generator().manual_seed(seed))
 
@@ -69,14 +74,13 @@ def typiclust(view: PoolView, n: int) -> Tensor:
     k = min(view.n_labelled + n, 500, len(vectors))
     cluster = lloyd(vectors, k, torch.Generator().manual_seed(view.seed))
     free, labelled = view.free.cpu().clone(), view.labelled.cpu()
-    size = torch.bincount(cluster, minlength=k)
-    bought = torch.bincount(cluster[labelled], minlength=k)
+    size, bought, left = (torch.bincount(cluster[mask], minlength=k).tolist()
+                          for mask in (torch.ones_like(free), labelled, free))
     picked: list[int] = []
     while len(picked) < n:
         # Least bought first, then largest; clusters of five and fewer only when no other has a free patch.
-        has = torch.zeros(k, dtype=torch.bool).index_fill(0, cluster[free], True)
-        order = sorted(has.nonzero().view(-1).tolist(), key=lambda c: (size[c] <= 5, bought[c], -size[c], c))
-        members = (cluster == order[0]).nonzero().view(-1)
+        turn = min((c for c in range(k) if left[c]), key=lambda c: (size[c] <= 5, bought[c], -size[c], c))
+        members = (cluster == turn).nonzero().view(-1)
         own = members[free[members]]
         apart = torch.cdist(vectors[own], vectors[members], compute_mode="donot_use_mm_for_euclid_dist")
         near = apart.topk(min(21, len(members)), largest=False).values[:, 1:]  # the first is itself
@@ -84,7 +88,8 @@ def typiclust(view: PoolView, n: int) -> Tensor:
         one = int(own[mean.argmin()])
         picked.append(one)
         free[one] = False
-        bought[order[0]] += 1
+        bought[turn] += 1
+        left[turn] -= 1
     return torch.tensor(picked, device=view.free.device)
 
 

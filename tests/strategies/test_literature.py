@@ -177,8 +177,10 @@ def test_badge_never_takes_a_patch_twice_however_many_are_equal(copies):
     assert sorted(LITERATURE["badge"].choose(one, 24).tolist()) == list(range(24))
 
 
-def test_spectral_takes_the_middle_of_each_group():
+@pytest.mark.parametrize("dense", [0, 500])
+def test_spectral_takes_the_middle_of_each_group(dense, monkeypatch):
     """Three groups of 40, as rings that k-means would cut."""
+    monkeypatch.setattr("meal_gpu.strategies.clusters.DENSE", dense)
     angle = torch.linspace(0, 6.28, 41)[:40]
     ring = torch.stack([angle.cos(), angle.sin()], 1)
     vectors = torch.cat([ring, 10 * ring, 100 * ring])
