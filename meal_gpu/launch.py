@@ -15,11 +15,12 @@ from .config import MACHINE_KEYS, Config
 from .data.datasets import Dataset, open_dataset
 from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
-from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
+from .engine.oracle import Oracle, SimulatedOracle
 from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
+from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
 from .records import (
@@ -245,8 +246,8 @@ def _run(experiment: Experiment, directory: Path, observe: Observer, accept: boo
 def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
-        rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
+        rules, annotators = experiment.stores.dataset.rules(experiment.config.data), experiment.config.query.annotators
+        return PeopleOracle(directory, experiment.stores.dataset.train, experiment.grid, rules, annotators)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 
