@@ -15,6 +15,7 @@ from .config import MACHINE_KEYS, Config
 from .data.datasets import Dataset, open_dataset
 from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
+from .engine.given import GivenOracle
 from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
 from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
@@ -225,9 +226,10 @@ def _pool(directory: Path, config: Config) -> Dataset:
     order, dataset = Order.read(directory), open_dataset(config.data)
     if order is None:
         return dataset
-    for line in changes(order.names, [sample.name for sample in dataset.train]):
+    dataset = arrange(dataset, order)
+    for line in changes(order.names, [sample.name for sample in dataset.train if not sample.gone]):
         _log.info("Since the run last went on: %s", line)
-    return arrange(dataset, order)
+    return dataset
 
 
 @contextmanager
@@ -252,7 +254,10 @@ def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
         rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
+        people = PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
+        if experiment.stores.dataset.given is None or store.masks is None:
+            return people
+        return GivenOracle(SimulatedOracle(store.masks, experiment.grid), people)
     assert store.masks is not None  # `prepare` has checked
     return SimulatedOracle(store.masks, experiment.grid)
 

@@ -18,6 +18,7 @@ from . import scenes, tiles
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
+from .labelled import hold_out
 from .listing import Sample, by_pattern, files_in, is_pattern, left_out, names_in, pair
 from .rules import Rules
 
@@ -46,6 +47,11 @@ class Dataset:
     """With how many images of ``train`` a run began; None for all of them."""
     order: str | None = None
     """Of a pool that has changed since: what its order is known by. See `order.arrange`."""
+    given: tuple[str, ...] | None = None
+    """Names of the images of ``train`` whose masks a run begins with (``data.unlabelled: ask``); None where it begins
+    with random images."""
+    held_out: bool = False
+    """``val`` is a share of the labelled images (``data.val_fraction``)."""
 
     @property
     def gone(self) -> frozenset[str]:
@@ -70,11 +76,14 @@ def open_dataset(data: DataConfig) -> Dataset:
     Raises `InputError` for a missing or empty directory, an image without mask, a mask without image.
     """
     dataset = DATASETS[data.dataset](data)
-    if data.tile is None:
-        return dataset
-    reading = dataset.rules(data).reading
-    train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
-    return replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
+    if data.tile is not None:
+        reading = dataset.rules(data).reading
+        train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
+        dataset = replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
+    if data.unlabelled == "ask":
+        given = tuple(sample.name for sample in dataset.train if sample.mask is not None)
+        return replace(dataset, given=given or None)
+    return dataset
 
 
 def cache_dir(data: DataConfig) -> Path:
@@ -164,17 +173,18 @@ def folder(data: DataConfig) -> Dataset:
         if images is None:
             return ()
         null = "" if not prefix else " (null for no validation)"
+        some = data.unlabelled == "ask" and not prefix
         key = f"data.{prefix}images{null}"
         images, masks = str(expand(images)), None if masks is None else str(expand(masks))
         if is_pattern(images) or (masks is not None and is_pattern(masks)):
-            samples, beside = by_pattern(root, images, masks, key)
+            samples, beside = by_pattern(root, images, masks, key, some)
             told.extend(beside)
             return samples
         pictures = files_in(root / images, key, IMAGE_SUFFIXES)
         people = " (null when people label)" if not prefix else ""
         labels = None if masks is None else files_in(root / masks, f"data.{prefix}masks{people}")
         told.extend(left_out(root / images, [*pictures.values(), *(labels or {}).values()], f"data.{prefix}images"))
-        return pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES)
+        return pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES, some)
 
     # Hues a golden angle apart, at two depths: neighbours in the table are easy to tell apart.
     hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.3 * (i % 2), 0.95 - 0.25 * (i // 2 % 2))
@@ -184,7 +194,13 @@ def folder(data: DataConfig) -> Dataset:
         if index != VOID:
             palette[index] = colour >> 16, colour >> 8 & 255, colour & 255
     train, val = split("", data.images, data.masks), split("val_", data.val_images, data.val_masks)
-    return Dataset("folder", names, palette, to_class, train, val, colours, tuple(told))
+    if data.val_fraction:
+        n = sum(sample.mask is not None for sample in train)
+        train, val = hold_out(train, data.val_fraction)
+        told.insert(0, f"{len(val)} of {n} labelled files are held out for validation (data.val_fraction: "
+                       f"{data.val_fraction:g}).")
+    return Dataset("folder", names, palette, to_class, train, val, colours, tuple(told),
+                   held_out=bool(data.val_fraction))
 
 
 def demo(data: DataConfig) -> Dataset:
