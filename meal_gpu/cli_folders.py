@@ -1,0 +1,48 @@
+"""Commands of the command line that begin with a folder of images, or end in one; `cli` attaches them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .display import Display
+from .endings import Interrupted, Terminated
+from .paths import expand
+
+console = Console()
+
+
+def init(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=expand,
+                                                   help="Where meal.yaml, the config, goes.")],
+         images: Annotated[Path, typer.Option(parser=expand, metavar="FOLDER", help="Your images.")],
+         masks: Annotated[Path | None, typer.Option(
+             parser=expand, metavar="FOLDER", help="Masks of all or of some: PNG files of their names.")] = None,
+         classes: Annotated[str | None, typer.Option(
+             metavar="NAMES", help="road,car,... in the order of their ids; or with the values of masks, "
+             "road=7,car=26, or their colours, road=#804080.")] = None) -> None:
+    """Look at a folder of images and write a config for it: sizes, classes, a budget that fits. Begin here."""
+    from .folders.begin import begin
+
+    try:
+        with Display(console) as show:
+            begun = begin(directory, images, masks, classes, show.progress)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Nothing was written.") from stop
+    _say(begun.told)
+    console.print(f"\n[bold]{escape(str(begun.config))}[/] is written. Look into it, then:", highlight=False,
+                  soft_wrap=True)
+    for command in begun.commands:
+        console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def attach(app: typer.Typer) -> None:
+    """Make these commands of ``meal-gpu``."""
+    for command in (init,):
+        app.command()(command)
