@@ -37,6 +37,13 @@ def init(directory: Annotated[Path, typer.Argument(metavar="DIR", parser=expand,
         console.print(f"  {escape(command)}", highlight=False, soft_wrap=True)
 
 
+def status(run: Annotated[Path, typer.Argument(parser=expand, metavar="RUN", help="The run's directory.")]) -> None:
+    """How far a run is, whose labels it waits for, what the next round will cost, and whether it is worth it."""
+    from .report.status import print_status
+
+    print_status(run, console)
+
+
 def _say(lines: list[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -44,5 +51,5 @@ def _say(lines: list[str]) -> None:
 
 def attach(app: typer.Typer) -> None:
     """Make these commands of ``meal-gpu``."""
-    for command in (init,):
+    for command in (init, status):
         app.command()(command)
