@@ -9,6 +9,7 @@ from rich.markup import escape
 
 from .display import Display
 from .endings import Interrupted, Terminated
+from .options import SetOption
 from .paths import expand
 
 console = Console()
@@ -44,6 +45,25 @@ def status(run: Annotated[Path, typer.Argument(parser=expand, metavar="RUN", hel
     print_status(run, console)
 
 
+def predict(run: Annotated[Path, typer.Argument(parser=expand, metavar="RUN", help="The run's directory.")],
+            images: Annotated[Path, typer.Option(parser=expand, metavar="FOLDER", help="Images of any size.")],
+            out: Annotated[Path, typer.Option(parser=expand, metavar="FOLDER",
+                                              help="Where masks/ goes; called again, what is missing is done.")],
+            overlays: Annotated[bool, typer.Option("--overlays", help="Also images under their masks in colour.")
+                                ] = False,
+            seed: Annotated[int | None, typer.Option(metavar="N", help="Of which seed; default the first.")] = None,
+            set_: SetOption = None) -> None:
+    """Write masks of other images by the last network of a run, at the images' own sizes."""
+    from .folders.predict import predict as write
+
+    try:
+        with Display(console) as show:
+            told = write(run, images, out, overlays, seed, set_, show.progress)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Masks written so far are whole, and kept; called again, it goes on.") from stop
+    _say(told)
+
+
 def _say(lines: list[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -51,5 +71,5 @@ def _say(lines: list[str]) -> None:
 
 def attach(app: typer.Typer) -> None:
     """Make these commands of ``meal-gpu``."""
-    for command in (init, status):
+    for command in (init, status, predict):
         app.command()(command)

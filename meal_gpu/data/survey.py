@@ -52,7 +52,7 @@ def survey(images: Path, masks: Path | None, names: Sequence[Meaning] | None,
     if masks is None and names is None:
         raise InputError("There are no masks to tell the classes by: name them with --classes road,car, or give the "
                          "folder of masks with --masks.")
-    keys = _places(images, masks)
+    keys = places(images, masks)
     samples, told = _listed(keys), list[str]()
     sizes, more = _sizes(samples, told, progress)
     keys |= more
@@ -89,7 +89,7 @@ def _listed(keys: dict[str, Any]) -> tuple[Sample, ...]:
     return samples
 
 
-def _places(images: Path, masks: Path | None) -> dict[str, Any]:
+def places(images: Path, masks: Path | None) -> dict[str, Any]:
     """``root``, ``images`` and ``masks``: images in sub-folders are taken where there are none above."""
     images = expand(images).absolute()
     masks = None if masks is None else expand(masks).absolute()
