@@ -134,8 +134,8 @@ def _claim(job: _Job, about: dict[str, Any]) -> None:
                 raise InputError(f"{job.out} holds predictions of another network or run (see {file.name} there). Give "
                                  "another --out, or remove the folder.")
         elif job.out.is_dir() and any(job.out.iterdir()):
-            raise InputError(f"{job.out} is not empty and holds no predictions: give an empty or a new folder as --out, "
-                             "so that nothing is overwritten.")
+            raise InputError(f"{job.out} is not empty and holds no predictions: give an empty or a new folder as "
+                             "--out, so that nothing is overwritten.")
         else:
             write_atomic(file, seal_object(json.dumps(about).encode()))
         for name in (MASKS, OVERLAYS)[: 1 + job.overlays]:
