@@ -163,6 +163,9 @@ class Config(Section):
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """``auto`` takes CUDA where a first call of the score kernel succeeds there."""
+    threads: int | str = "auto"
+    """Threads of this process: a number, or ``auto`` for as many as it may use cores (``OMP_NUM_THREADS`` says
+    otherwise). On the CPU equal runs need equal numbers. On small images one thread is as fast as two."""
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0, 1, 2]  # noqa: RUF012 - pydantic copies it
     """One repetition of the run per seed: other initial images, weights and draws."""
     data: DataConfig = DataConfig()
@@ -170,6 +173,13 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     query: QueryConfig = QueryConfig()
     umap: UmapConfig = UmapConfig()
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _counted(cls, threads: object) -> object:
+        if threads == "auto" or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1):
+            return threads
+        raise ValueError(f"threads is {threads!r}. Give a number of threads (at least 1), or auto.")
 
     @field_validator("seeds")
     @classmethod
@@ -225,7 +235,7 @@ class Config(Section):
         return keys
 
 
-MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
+MACHINE_KEYS = ("device", "threads", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
                 "model.cache_features", "query.scoring", "query.workers")
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
