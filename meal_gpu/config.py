@@ -118,6 +118,9 @@ class QueryConfig(Section):
     default: one process per four cores."""
     oracle: Literal["simulated", "people"] = "simulated"
     """``people``: write the query, stop, and go on with ``--resume`` when the masks have come."""
+    annotators: Literal["latest", "majority"] = "latest"
+    """``people``: where several have labelled a patch, the latest label counts, or per pixel what most of them say; a
+    tie is unlabelled."""
 
     @model_validator(mode="after")
     def _check(self) -> "QueryConfig":

@@ -16,12 +16,13 @@ from .data.datasets import Dataset, open_dataset
 from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
 from .engine.given import GivenOracle
-from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
+from .engine.oracle import Oracle, SimulatedOracle
 from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine
 from .errors import InputError
 from .files import own_directory, remove_leftovers
+from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
 from .records import (
@@ -253,9 +254,10 @@ def _run(experiment: Experiment, directory: Path, observe: Observer, accept: boo
 def _oracle(experiment: Experiment, directory: Path) -> Oracle:
     store = experiment.stores.train
     if experiment.config.query.oracle == "people":
-        rules = experiment.stores.dataset.rules(experiment.config.data)
-        people = PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
-        if experiment.stores.dataset.given is None or store.masks is None:
+        dataset, (rules, annotators) = experiment.stores.dataset, (
+            experiment.stores.dataset.rules(experiment.config.data), experiment.config.query.annotators)
+        people = PeopleOracle(directory, dataset.train, experiment.grid, rules, annotators)
+        if dataset.given is None or store.masks is None:
             return people
         return GivenOracle(SimulatedOracle(store.masks, experiment.grid), people)
     assert store.masks is not None  # `prepare` has checked

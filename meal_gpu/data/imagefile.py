@@ -103,14 +103,15 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return load_mask(path)[0]
 
 
-def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
-              reading: Reading = _PLAINLY) -> tuple[np.ndarray, np.ndarray | None]:
+def load_mask(path: str | os.PathLike[str], in_colour: bool = False, reading: Reading = _PLAINLY,
+              content: bytes | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """A mask's values, uint8 ``[H, W]``, and where it has one its palette, uint8 ``[n, 3]``.
 
     With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
-    people draw have none. Raises as `read_mask`.
+    people draw have none. ``content``: of the file, where it has been read. Raises as `read_mask`.
     """
-    image = header(file_content(path, reading), path, reading, mask=True)
+    content = file_content(path, reading) if content is None else _checked(content, path)
+    image = header(content, path, reading, mask=True)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
@@ -200,6 +201,10 @@ def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> b
         raise InputError(f"{path} does not exist (any more). Restore the file, or remove its partner too.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return _checked(content, path)
+
+
+def _checked(content: bytes, path: str | os.PathLike[str]) -> bytes:
     if not content:
         raise InputError(f"{path} is empty (0 bytes). Copy the file again.")
     if content.startswith(_PNG_SIGNATURE):

@@ -26,16 +26,17 @@ class Labels:
     """Of the indices that the mask uses, where they were taken for ids and the colours for decoration."""
 
 
-def read_classes(path: str | os.PathLike[str], rules: Rules) -> Labels:
+def read_classes(path: str | os.PathLike[str], rules: Rules, content: bytes | None = None) -> Labels:
     """Decode a mask to class indices.
 
     Grey values are ids. A palette's indices are ids too, unless its colours are greys that are ids, or the data set's
     class colours: then these are what every viewer shows, and what the file says. RGB is read by ``rules.colours``.
+    ``content``: of the file, where it has been read.
 
     Raises `InputError` for a value or a colour that is in no class, for a palette that can be read in two ways, and
     for all that `read_mask` refuses.
     """
-    values, colours = load_mask(path, in_colour=bool(rules.colours), reading=rules.reading)
+    values, colours = load_mask(path, bool(rules.colours), rules.reading, content)
     if values.ndim == 3:
         return Labels(_by_colour(values, rules, path))
     used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
@@ -147,6 +148,13 @@ def nearest(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if classes.shape == size:
         return classes
     return np.array(Image.fromarray(classes).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def nearest_index(source: int, target: int) -> np.ndarray:
+    """int64 ``[target]``: which of ``source`` pixels in a line `nearest` takes for each of ``target``."""
+    # By Pillow itself: where a sample falls between two pixels, its rounding decides.
+    line = Image.fromarray(np.arange(source, dtype=np.int32)[:, None])
+    return np.array(line.resize((1, target), Image.Resampling.NEAREST))[:, 0].astype(np.int64)
 
 
 def ranges(values: np.ndarray) -> str:

@@ -79,11 +79,24 @@ class Askable:
         """
         if self.given is not None:
             return self.given
-        names, cells, dataset = self.stores.train.names, self.config.data.tiling().cells, self.stores.dataset
-        first = dataset.first or len(names)
+        images, _ = self._drawn(seed)
+        self.check_there([self.stores.train.names[i] for i in images.tolist()], f"seed {seed} begins with it")
+        return self._patches(images)
+
+    def after_initial(self, seed: int) -> Tensor:
+        """What stands in for initial patches that nobody can label, int64: those of the images drawn next."""
+        return self._patches(self._drawn(seed)[1])
+
+    def _drawn(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Images that a run begins with, and the others of those that there were, in the order of drawing."""
+        first = self.stores.dataset.first or len(self.stores.train.names)
         images = torch.randperm(first, generator=generator(seed, 0, "initial"))
-        images = images[: self.config.query.n_initial_images or first]
-        self.check_there([names[i] for i in images.tolist()], f"seed {seed} begins with it")
+        n = self.config.query.n_initial_images or first
+        return images[:n], images[n:]
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """All that may be asked for."""
+        cells = self.config.data.tiling().cells
         ids = (images[:, None] * cells + torch.arange(cells)).flatten()
         return ids if self.blank is None else ids[~self.blank.view(-1)[ids]]
 

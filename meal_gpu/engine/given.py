@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from .oracle import Oracle, SimulatedOracle
+from ..records import Record
+from .oracle import More, Oracle, SimulatedOracle
 
 
 class GivenOracle:
@@ -11,6 +12,13 @@ class GivenOracle:
     def __init__(self, given: SimulatedOracle, others: Oracle) -> None:
         self.given, self.others = given, others
 
+    def ask(self, round_: int, patches: list[Record], more: More) -> tuple[list[Record], list[int]]:
+        """See `Oracle`."""
+        return self._of(round_).ask(round_, patches, more)
+
     def label(self, round_: int, ids: Tensor) -> Tensor:
         """See `Oracle`."""
-        return (self.others if round_ else self.given).label(round_, ids)
+        return self._of(round_).label(round_, ids)
+
+    def _of(self, round_: int) -> Oracle:
+        return self.others if round_ else self.given

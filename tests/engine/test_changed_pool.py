@@ -48,7 +48,7 @@ def config(folder: Folder, people: bool = True, **query: object) -> Config:
 def answer(out: Path, number: int) -> list[dict]:
     """People label a query."""
     place = out / "seed-0" / "to-label" / f"round-{number:02d}"
-    query = json.loads((place / "query.json").read_text())
+    query = json.loads((place / "query.json").read_text())["items"]
     for patch in query:
         Image.fromarray(RNG.integers(0, 3, (16, 20), np.uint8)).save(place / "masks" / patch["file"])
     return query
@@ -83,12 +83,12 @@ def test_files_come_and_go_between_rounds(folder, tmp_path, caplog):
     assert names == [*(f"m{i}" for i in range(5)), "a0", "z0"]
     second = answer(out, 1)
     for patch in [*first, *second]:
-        assert names[patch["id"] // 4] == patch["image"]
+        assert names[patch["patch"] // 4] == patch["image"]
         assert patch["image"] != gone
     # The pixels that people see are those of the file that is named.
     for patch in second:
-        y0, x0, y1, x1 = patch["box"]
-        shown = np.array(Image.open(out / "seed-0" / "to-label" / "round-01" / "images" / patch["file"]))
+        y0, x0, y1, x1 = patch["original"]["window"]
+        shown = np.array(Image.open(out / "seed-0" / "to-label" / "round-01" / "images" / f"{patch['id']}.png"))
         pixels = np.array(Image.open(folder.root / "images" / f"{patch['image']}.png"))
         np.testing.assert_array_equal(shown, pixels[y0:y1, x0:x1])
     # Again, and the one that was gone comes back.
@@ -99,7 +99,7 @@ def test_files_come_and_go_between_rounds(folder, tmp_path, caplog):
     resume(out)
     records = read_rounds(out / "seed-0")
     assert [[patch["id"] for patch in record["queried"]] for record in records] == [
-        [patch["id"] for patch in query] for query in (first, second, third)]
+        [patch["patch"] for patch in query] for query in (first, second, third)]
     assert load_run(out).dataset.n_patches == 4 * 8
     assert (out / "report.html").is_file()
 

@@ -54,7 +54,7 @@ def ask(what: object, *arguments: object) -> None:
 
 def answer(out: Path, number: int) -> None:
     place = out / "seed-0" / "to-label" / f"round-{number:02d}"
-    for patch in json.loads((place / "query.json").read_text()):
+    for patch in json.loads((place / "query.json").read_text())["items"]:
         Image.fromarray(mask()[:16, :20]).save(place / "masks" / patch["file"])
 
 

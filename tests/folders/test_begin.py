@@ -180,7 +180,7 @@ def test_a_run_goes_on_to_its_end(tmp_path):
     config, _ = made(tmp_path, root, "--masks", str(root / "masks"))
     out = goes(config, tmp_path)
     place = out / "seed-0" / "to-label" / "round-01"
-    for patch in json.loads((place / "query.json").read_text()):
+    for patch in json.loads((place / "query.json").read_text())["items"]:
         y0, x0, y1, x1 = patch["box"]
         Image.fromarray(RNG.integers(0, 3, (y1 - y0, x1 - x0), np.uint8)).save(place / "masks" / patch["file"])
     resume(out)
