@@ -64,6 +64,21 @@ def predict(run: Annotated[Path, typer.Argument(parser=expand, metavar="RUN", he
     _say(told)
 
 
+def export(run: Annotated[Path, typer.Argument(parser=expand, metavar="RUN", help="The run's directory.")],
+           out: Annotated[Path, typer.Option(parser=expand, metavar="DIR", help="A new folder.")],
+           seed: Annotated[int | None, typer.Option(metavar="N", help="Of which seed; default the first.")] = None,
+           set_: SetOption = None) -> None:
+    """Write what a run's labels have made: images, masks, splits and COCO, for other training code."""
+    from .folders.export import export as write
+
+    try:
+        with Display(console) as show:
+            told = write(run, out, seed, set_, show.progress)
+    except (KeyboardInterrupt, Terminated) as stop:
+        raise Interrupted(" Nothing was written there.") from stop
+    _say(told)
+
+
 def _say(lines: list[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -71,5 +86,5 @@ def _say(lines: list[str]) -> None:
 
 def attach(app: typer.Typer) -> None:
     """Make these commands of ``meal-gpu``."""
-    for command in (init, status, predict):
+    for command in (init, status, predict, export):
         app.command()(command)
