@@ -51,7 +51,7 @@ def revealed(config: Config, stores: Stores, directory: Path, progress: Progress
     oracle, dataset, grid = oracle_of(config, stores, directory), stores.dataset, config.data.tiling()
     rules, found = dataset.rules(config.data), Masks(rounds=len(records))
     own = _people(directory, len(records)) if config.query.oracle == "people" else _nothing
-    masks = _Files(dataset, config)
+    masks, seen = _Files(dataset, config), list[Callable[[], None]]()
     for record in records:
         labels = oracle.label(record["round"], ids_of(record["queried"]))
         check_same_labels(record, labels, len(dataset.class_names), directory, False)
@@ -61,13 +61,15 @@ def revealed(config: Config, stores: Stores, directory: Path, progress: Progress
             sample = dataset.train[image]
             at = place(sample, cell, grid, rules)
             made = masks.cut(sample, at) if given else own(sample, patch["id"], at)
-            _put(found, sample, at, trained, made)
+            seen.append(_put(found, sample, at, trained, made))
         progress("collect labels", record["round"] + 1, len(records))
+    for pixels in seen:  # at last: a neighbour's box may hold pixels that the network saw of this patch
+        pixels()
     return found
 
 
-def _put(found: Masks, sample: Sample, at: Place, trained: np.ndarray, made: np.ndarray | None) -> None:
-    """A patch's labels into its file's mask. What the network was trained on stands at the pixels that it saw."""
+def _put(found: Masks, sample: Sample, at: Place, trained: np.ndarray, made: np.ndarray | None) -> Callable[[], None]:
+    """A patch's labels into its file's mask. What is returned puts those trained on at the pixels that were seen."""
     name = file_name(sample)
     mask = found.masks.setdefault(name, np.full(at.size, VOID, np.uint8))
     found.files.setdefault(name, sample)
@@ -78,8 +80,8 @@ def _put(found: Masks, sample: Sample, at: Place, trained: np.ndarray, made: np.
     # Boxes of neighbours may share a row of pixels: what is void in the one may be labelled in the other.
     part[labels != VOID] = labels[labels != VOID]
     rows, cols = np.flatnonzero(at.rows >= 0), np.flatnonzero(at.cols >= 0)
-    part[np.ix_(at.rows[rows], at.cols[cols])] = trained[np.ix_(rows, cols)]
     found.patches, found.as_made = found.patches + 1, found.as_made + fits
+    return lambda: part.__setitem__(np.ix_(at.rows[rows], at.cols[cols]), trained[np.ix_(rows, cols)])
 
 
 class _Files:

@@ -160,6 +160,25 @@ def test_what_people_drew_at_the_files_own_size(tmp_path):
         np.testing.assert_array_equal(found[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]], mask)
 
 
+@pytest.mark.parametrize("original", [True, False])
+def test_neighbours_whose_boxes_share_pixels(tmp_path, original):
+    """Where a patch is no whole number of the file's pixels, each keeps those that the network saw of it."""
+    draw(tmp_path / "own", [(45, 61)] * 4, masks=0)
+    path, out = tmp_path / "run", tmp_path / "out"
+    with pytest.raises(LabelsMissingError):
+        run(config(tmp_path, people=True, masks=None, image_size=[35, 47], grid=[3, 4]), path)
+    place = path / "seed-0" / "to-label" / "round-00"
+    for item in json.loads((place / "query.json").read_text())["items"]:
+        y0, x0, y1, x1 = item["original"]["box"] if original else item["box"]
+        mask = RNG.integers(0, 3, (y1 - y0, x1 - x0)).astype(np.uint8)
+        Image.fromarray(mask).save(place / "masks" / item["file"])
+    with pytest.raises(LabelsMissingError):
+        resume(path)
+    told = export(path, out)
+    assert any("24 were labelled at 47 x 35 pixels" in line for line in told) != original
+    same_labels(path, out, tmp_path)
+
+
 def test_sub_folders(tmp_path):
     draw(tmp_path / "own", SIZES)
     for kind in ("images", "masks"):
