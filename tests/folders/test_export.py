@@ -59,8 +59,8 @@ def same_labels(path: Path, out: Path, tmp_path: Path, exact: bool = True) -> No
             left[names[patch["image"]], y0:y1, x0:x1] = VOID
         if exact:
             assert sums_of(torch.from_numpy(np.stack(patches))) == record["labels"]
-    assert (left == VOID).all()
-    assert loaded.data.tiling() == grid
+    # What the grid leaves over belongs to no patch; a file's pixel there may lie in the box of the last one.
+    assert (left[:, : grid.rows * grid.patch_height, : grid.cols * grid.patch_width] == VOID).all()
 
 
 SIZES = [SIZE] * 5
