@@ -18,9 +18,10 @@ from .agreement import agreement, shared
 from .answers import Answer, Answers
 from .archive import read_file
 from .formats import read_answers
+from .journal import JOURNAL
 from .query import FOLDER
 from .regions import Overlap
-from .standing import LABELS, Standing
+from .standing import DECIDED, LABELS, Standing
 from .taking import Choices, News, exclusive, take
 
 
@@ -84,16 +85,19 @@ def skip(directory: Path, items: Sequence[str], overrides: Sequence[str] = ()) -
     run = Labelled.open(directory, overrides)
     with exclusive(run.seed_directory):
         standing = run.standing()
-        asked = [standing.book.by_file.get(item) or standing.book.of_id(item, "meal-gpu labels skip") for item in items]
-        answers = Answers("meal-gpu labels skip", [Answer(query, item, None) for query, item in asked])
+        asked = [standing.book.by_file.get(item) or standing.book.of_id(item, DECIDED) for item in items]
+        answers = Answers(DECIDED, [Answer(query, item, None) for query, item in asked])
         news = _take(run, standing, answers, "", "", Choices())
     return news, told(news, run)
 
 
 def _take(run: Labelled, standing: Standing, answers: Answers, source: str, digest: str, choices: Choices) -> News:
-    for folder in standing.queries:  # of a call that was killed
+    # Of a call that was killed. Other temporary files are those of a run that goes on meanwhile.
+    for folder in standing.queries:
         if (folder / LABELS).is_dir():
             remove_leftovers(folder / LABELS)
+    for path in run.seed_directory.glob(f".{JOURNAL}.*.tmp"):
+        path.unlink(missing_ok=True)
     trained = len(read_rounds(run.seed_directory))
     return take(standing, answers, run.samples, run.rules, trained, source, digest, choices)
 

@@ -151,21 +151,32 @@ def pixels_sha256(pixels: np.ndarray) -> str:
 
 def class_rows(rules: Rules) -> tuple[list[ClassRow], ClassRow]:
     """The run's classes, and void under a name that no class has."""
-    table = rules.table()
-    rows = [ClassRow(name=entry["name"], values=entry["values"],
-                     colour=entry["colours"][0] if entry["colours"] else _drawn(i))
-            for i, entry in enumerate(table["classes"])]
+    table, rows, used = rules.table(), list[ClassRow](), set[Colour]()
+    given = {tuple(colour) for entry in table["classes"] for colour in entry["colours"][:1]}
+    for i, entry in enumerate(table["classes"]):
+        colours = [tuple(colour) for colour in entry["colours"][:1]]
+        drawn = (_drawn(k) for k in range(i, i + 1000))
+        colour = next(colour for colour in [*colours, *drawn] if colour not in used and (
+            colour in colours or colour not in given))
+        used.add(colour)
+        rows.append(ClassRow(name=entry["name"], values=entry["values"], colour=colour))
     taken = {row.name for row in rows}
     name = next(name for name in ("void", "_void", "_void_") if name not in taken)
-    used = {row.colour for row in rows}
-    colours = [tuple(colour) for colour in table["void"]["colours"]]
-    grey = next(grey for grey in [*colours, *((level,) * 3 for level in range(136, 256))]
-                if grey not in used and grey != (0, 0, 0))
-    return rows, ClassRow(name=name, values=table["void"]["values"], colour=grey)
+    colours = [tuple(colour) for colour in table["void"]["colours"] if tuple(colour) not in used and any(colour)]
+    return rows, ClassRow(name=name, values=table["void"]["values"],
+                          colour=colours[0] if colours else max(_APART, key=lambda colour: _distance(colour, used)))
+
+
+_APART = ((255, 255, 255), (255, 0, 255), (255, 255, 0), (0, 255, 255), (136, 136, 136), (255, 128, 0), (1, 1, 1))
+"""For void: of these the one that is least like any class's."""
+
+
+def _distance(colour: Colour, others: set[Colour]) -> int:
+    return min((sum((a - b) ** 2 for a, b in zip(colour, other, strict=True)) for other in others), default=0)
 
 
 def _drawn(i: int) -> Colour:
-    """A colour for a class that has none; no two of the first 254 are alike."""
+    """For a class that has none."""
     return 55 + i * 79 % 200, 40 + i * 113 % 211, 30 + i * 151 % 223
 
 

@@ -12,8 +12,9 @@ def readme(query: Query, folder: Path, run_directory: Path) -> str:
     run = shlex.quote(str(run_directory))
     classes = "\n".join(f"  {row.name}: {', '.join(map(str, row.values)) or '-'}; colour {list(row.colour)}"
                         for row in [*query.classes, query.void])
-    return f"""{query.query}: {len(query.items)} patches to label, the most wanted first
-=======================================================================
+    title = f"{query.query}: {len(query.items)} patches to label, the most wanted first"
+    return f"""{title}
+{"=" * len(title)}
 
 Look through them: query.html. Each image in images/ shows a patch and half a patch around it; the patch is what is to
 be labelled (framed/ and query.html show where it is), what is painted beside it is not taken. Images have the pixels of
@@ -33,7 +34,7 @@ Label Studio
 CVAT
   1. A new task; Raw labels: paste cvat/labels.json; images: cvat/images.zip
   2. Upload annotations, "CVAT 1.1": cvat/annotations.xml
-  3. Where a patch cannot be labelled set the tag "{TAG}"; use "Remove underlying pixels" when you paint over a mask
+  3. Where a patch cannot be labelled set the tag "{TAG}". Paint over masks with "Remove underlying pixels"
   4. Export as "CVAT for images 1.1" (or "Segmentation mask 1.1"):   meal-gpu labels add {run} EXPORT.zip
 
 FiftyOne: Dataset.from_dir(dataset_type=COCODetectionDataset, data_path="images", labels_path="coco/instances.json")

@@ -109,10 +109,15 @@ def test_a_labelled_image_that_goes_is_refused_by_name(folder, tmp_path):
     with pytest.raises(LabelsMissingError):
         run(config(folder), out)
     first = answer(out, 0)
+    image = folder.root / "images" / f"{first[0]['image']}.png"
+    content = image.read_bytes()
     drop(folder, first[0]["image"])
     with pytest.raises(InputError, match=rf"{first[0]['image']} is gone, and seed 0 begins with it"):
         resume(out)
     add(folder, first[0]["image"])
+    with pytest.raises(InputError, match=rf"{first[0]['image']}.png has changed since r00-0001-.* was asked for"):
+        resume(out)
+    image.write_bytes(content)
     go_on(out)
     (asked, *_) = [patch["image"] for patch in answer(out, 1) if patch["image"] not in {p["image"] for p in first}]
     drop(folder, asked)
