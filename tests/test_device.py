@@ -21,7 +21,8 @@ from meal_gpu.config import ModelConfig, QueryConfig
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
-from meal_gpu.engine.rounds import initial_patches, learn
+from meal_gpu.engine.learning import learn
+from meal_gpu.engine.rounds import initial_patches
 from meal_gpu.grid import Grid
 from meal_gpu.machine import rapids
 from meal_gpu.machine.transfers import Transfers

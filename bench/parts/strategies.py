@@ -1,4 +1,4 @@
-"""``meal-gpu bench strategies``: a pass that serves all strategies beside that of MEAL, and what each takes to choose.
+"""``meal-gpu bench strategies``: the pass that serves all strategies beside that of MEAL, and what each takes.
 
 Choosing is timed on numbers that stand in for a pool of any size; they are drawn, but in heaps, as features are.
 """

@@ -8,22 +8,20 @@ labelled, is reading the lines and revealing what they say.
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..network.model import DeepLabV3Plus
-from ..randomness import generator
 from ..records import Record, append_round, drop_unfinished_line, read_rounds, rewrite_rounds
-from ..stages.evaluate import Score, evaluate
 from ..stages.pool import Pool
-from ..stages.predict import patch_maps
-from ..stages.train import History, train
 from ..timing import StageClock
 from . import outputs
 from .acquire import Query, acquire
 from .beginning import begin
 from .experiment import Experiment
+from .learning import learn, show
 from .oracle import Oracle
 from .outputs import ids_of
+from .replacing import Replacing
 
 Observer = Callable[[Record], None]
 """Called with the record of every round, those of a resumed run included."""
@@ -64,6 +62,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         changed |= outputs.check_same_labels(record, labels, len(experiment.class_names), directory, accept)
         outputs.check_new(record, pool, directory)
         pool.reveal(ids_of(record["queried"]), labels)
+        withhold(pool, record.get("skipped", []))
         asked = record["next_query"]
         observe(record)
     if changed:
@@ -71,10 +70,12 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
 
     for k in range(len(records), rounds + 1):
         clock = StageClock(experiment.backend.device)
+        asked, skipped = oracle.ask(k, asked, Replacing(experiment, pool, seed, k, directory))
         labels = oracle.label(k, ids_of(asked))
         outputs.check_classes(labels, len(experiment.class_names), asked)
         pool.reveal(ids_of(asked), labels)
-        outputs.keep_truth(labels, k, directory)
+        withhold(pool, skipped)
+        outputs.keep_truth(ids_of(asked), labels, k, directory)
         model, history = learn(experiment, pool, seed, k, clock)
         next_query: list[Record] = []
         looked: Record = {}
@@ -87,46 +88,22 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock) | looked
         if next_query and experiment.embeddings.near is not None:
             record["near_duplicates"] = experiment.embeddings.near.as_record()
+        if skipped:
+            record["skipped"] = skipped
         append_round(directory, record)
         observe(record)
         asked = next_query
 
 
+def withhold(pool: Pool, skipped: list[int]) -> None:
+    if skipped:
+        pool.withhold(torch.tensor(skipped))
+
+
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
-    """D_L at the start, int64: all patches of a few random images (0: of all images), or what ``query.start`` says."""
+    """D_L at the start, int64: what was labelled before, where anything was; else all patches of a few random images
+    (0: of all images), or what ``query.start`` says."""
     query = experiment.config.query
-    if query.start == "images" or query.n_initial_images == 0:
+    if query.start == "images" or query.n_initial_images == 0 or experiment.askable.given is not None:
         return experiment.askable.initial(seed)
     return begin(experiment, seed)
-
-
-def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
-          clock: StageClock) -> tuple[DeepLabV3Plus, History[Score]]:
-    """Train f_θ on D_L, from scratch; evaluate as it goes."""
-    model, val = experiment.new_model(seed, k), experiment.val
-    features, val_features = experiment.train.features(model), val.features(model) if val else None
-
-    def validate() -> Score | None:
-        if val is None or val_features is None:
-            return None
-        with clock.stage("evaluate"):
-            return evaluate(model, val_features, val.masks, len(experiment.class_names), experiment.backend,
-                            experiment.progress)
-
-    held = experiment.held_out(pool, seed, k)
-    ids, labels = pool.labelled_ids, pool.labels
-    if held is not None:
-        ids, labels = ids[~held], labels[~held]
-    with clock.stage("train"):
-        history = train(model, features, ids, labels, experiment.config.train,
-                        experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
-                        experiment.progress)
-    clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
-    return model, history
-
-
-def show(experiment: Experiment, model: DeepLabV3Plus, chosen: Query, k: int, directory: Path) -> None:
-    """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
-    outputs.keep_embedding(chosen, k, directory)
-    maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)
-    outputs.keep_pictures(chosen, maps, experiment.stores.train.images, experiment.grid, k + 1, directory)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..config import TrainConfig
 from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
@@ -36,19 +37,32 @@ def setting(run: Run) -> str:
         budget = "All of them are labelled."
         training = f"trained for {train.final_epochs} epochs"
     else:
-        first = query.n_initial_images * grid.cells
+        images = run.dataset.n_given
+        first = run.seeds[0].rounds[0].n_labelled if images else query.n_initial_images * grid.cells
+        begun = (f"{first} patches of {images} image{'s' * (images > 1)} had labels before the run began" if images else
+                 f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
+                 "labelled at the start")
         last = min(first + query.rounds * query.n_query, run.dataset.n_patches)
-        budget = (f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
-                  f"labelled at the start; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
+        budget = (f"{begun}; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
                   f"({last / run.dataset.n_patches:.1%}).")
         training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
                     "last")
+    training += recipe(train)
     frozen = "frozen" if model.freeze_backbone else "finetuned"
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
     checked = (f" and evaluated on {run.dataset.n_val_images:,} images" if run.dataset.n_val_images
                else "; there are no validation images")
     return (f"{pool} {budget} A DeepLabV3+ that sees {sees}, with a {frozen} {model.backbone} backbone, is "
             f"{training}{checked}.")
+
+
+def recipe(train: TrainConfig) -> str:
+    """What a training has that the paper's has not, to follow a sentence; nothing, where it has none of it."""
+    parts = [f"at least {train.min_steps:,} steps"] if train.min_steps else []
+    parts += [f"AdamW (weight decay {train.weight_decay:g})"] if train.optimizer == "adamw" else []
+    parts += [f"a {train.schedule} schedule"] if train.schedule != "step" else []
+    parts += [f"a moving mean of the weights ({train.ema:g})"] if train.ema else []
+    return f" with {_list(parts)}" if parts else ""
 
 
 def choosing(run: Run) -> str:

@@ -6,7 +6,7 @@ Masks whose palette holds the classes' colours carry their table themselves: `da
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..data.classes import INVALID, VOID
@@ -27,20 +27,28 @@ def check_table(folder: Path, rules: Rules) -> None:
 
     Raises `InputError` where one gives an id, or a colour, to another class, naming both.
     """
-    masks = folder / "masks"
-    for file, read in ((folder / FILE, _json), (masks / FILE, _json), (masks / "classes.txt", _lines),
-                       (masks / "labelmap.txt", _labelmap)):
-        if not file.is_file():
-            continue
-        try:
-            for what, name, index in read(file, rules):
-                _compare(file, what, name, index, rules)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"{file} is no table of classes ({error!r}). Write it again, or remove it.") from None
+    _check(folder / FILE, _json, rules)
+    check_beside(folder / "masks", rules)
+
+
+def check_beside(masks: Path, rules: Rules) -> None:
+    """The same of the tables beside masks."""
+    for name, read in ((FILE, _json), ("classes.txt", _lines), ("labelmap.txt", _labelmap)):
+        _check(masks / name, read, rules)
 
 
 Said = Iterator[tuple[str, str, int]]
 """An id or a colour in words, the class that a file gives it to, and what it is to the run: class index or `VOID`."""
+
+
+def _check(file: Path, read: Callable[[Path, Rules], Said], rules: Rules) -> None:
+    if not file.is_file():
+        return
+    try:
+        for what, name, index in read(file, rules):
+            _compare(file, what, name, index, rules)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{file} is no table of classes ({error!r}). Write it again, or remove it.") from None
 
 
 def _json(file: Path, rules: Rules) -> Said:

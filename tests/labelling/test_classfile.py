@@ -5,10 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from meal_gpu.data.listing import Sample
 from meal_gpu.data.rules import Rules
-from meal_gpu.engine.classfile import check_table, write_table
-from meal_gpu.errors import InputError
+from meal_gpu.errors import InputError, LabelsMissingError
+from meal_gpu.grid import Grid
+from meal_gpu.labelling.classfile import check_table, write_table
+from meal_gpu.labelling.journal import read_journal
+from meal_gpu.labelling.people import PeopleOracle
 
 TO_CLASS = np.full(256, 254, np.uint8)
 TO_CLASS[[0, 1, 2, 255]] = [0, 1, 2, 255]
@@ -77,20 +83,14 @@ def test_what_is_no_table_is_named(folder, name, text):
 
 
 def test_labels_with_another_table_stop_a_run_before_it_trains(tmp_path):
-    import torch
-    from PIL import Image
-
-    from meal_gpu.data.listing import Sample
-    from meal_gpu.engine.oracle import PeopleOracle
-    from meal_gpu.errors import LabelsMissingError
-    from meal_gpu.grid import Grid
-
-    oracle = PeopleOracle(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), [Sample("a", Path("a"), None)], Grid(1, 1, 8, 8),
-                          RULES)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "seed-0").mkdir()
+    oracle = PeopleOracle(tmp_path / "seed-0", [Sample("a", tmp_path / "a.png", None)], Grid(1, 1, 8, 8), RULES)
     with pytest.raises(LabelsMissingError):
         oracle.label(0, torch.tensor([0]))
-    masks = tmp_path / "to-label" / "round-00" / "masks"
+    masks = tmp_path / "seed-0" / "to-label" / "round-00" / "masks"
     Image.fromarray(np.ones((8, 8), np.uint8)).save(masks / "a_r0_c0.png")
     (masks / "classes.txt").write_text("background\nroad\ntree\ncar\n")
     with pytest.raises(InputError, match="background"):
         oracle.label(0, torch.tensor([0]))
+    assert read_journal(tmp_path / "seed-0") == []
