@@ -160,12 +160,18 @@ def cover(vectors: Tensor, candidates: Tensor, n: int, kernel: Kernel, weight: T
     for i in range(n):
         similar = (kernel(vectors[part], vectors) for part in parts) if kept is None else iter([kept])
         gains = torch.cat([_gains(some, covered, weights) for some in similar])
-        best = gains.masked_fill(closed, -1).argmax().view(1)
+        best = _first_of_the_best(gains.masked_fill(closed, -1)).view(1)
         chosen = candidates[best]
         picked[i : i + 1] = chosen
         closed[best] = True
         covered = torch.maximum(covered, kernel(vectors[chosen], vectors)[0])
     return picked
+
+
+def _first_of_the_best(gains: Tensor) -> Tensor:
+    """Equal rows gain equally, but for the rounding of their sums, which depends on the rows beside them."""
+    best = gains.max()
+    return (gains >= best - 1e-6 * best.abs()).to(torch.uint8).argmax()
 
 
 def _gains(similar: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
@@ -190,7 +196,7 @@ def _lazily(similar: Tensor, covered: Tensor, weights: Tensor, n: int) -> Tensor
                 break
             some = ahead[bounds[ahead].argsort(descending=True, stable=True)[:AT_ONCE]]
             bounds[some], fresh[some] = _gains(similar[some], covered, weights), True
-        index = known.argmax()
+        index = _first_of_the_best(known)
         picked[i], closed[index] = index, True
         covered = torch.maximum(covered, similar[index])
         fresh = torch.zeros_like(fresh)

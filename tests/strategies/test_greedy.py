@@ -153,3 +153,15 @@ def test_more_than_there_are():
         spread([points(2, 2, 0)], 3)
     with pytest.raises(ValueError, match="cannot pick 3 of 2"):
         cover(points(5, 2, 0), torch.arange(2), 3, cosine)
+
+
+@pytest.mark.parametrize("kept", [0, 2**27])
+@pytest.mark.parametrize("seed", [639, 0, 1])
+def test_of_equal_rows_the_first_is_picked(seed, kept, monkeypatch):
+    """Rounding told 16 from 0, which is the same row, where gains were summed in other blocks."""
+    monkeypatch.setattr("meal_gpu.strategies.greedy.KEPT", kept)
+    rows = unit(points(17, 3, seed, 2) + 0.1)
+    weight = torch.randint(0, 3, (17,), generator=torch.Generator().manual_seed(seed)).float()
+    found = cover(rows, torch.arange(17), 6, rbf(0.8), weight).tolist()
+    for i, index in enumerate(found):
+        assert not any(torch.equal(rows[j], rows[index]) and j not in found[:i] for j in range(index))
