@@ -21,6 +21,7 @@ from .display import Display
 from .endings import Interrupted, Terminated, end_well
 from .errors import InputError, LabelsMissingError
 from .labelling.commands import app as labels
+from .machine.waiting import wait_asleep
 from .options import (
     CONFIG_HELP,
     SWEEP_HELP,
@@ -331,6 +332,7 @@ def _say_where(file: Path) -> None:
 
 def main() -> None:
     """Entry point of ``meal-gpu``."""
+    wait_asleep()
     end_well(app, errors)
 
 

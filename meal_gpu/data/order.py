@@ -8,7 +8,7 @@ patch holds, and equal ids are equal patches in all rounds.
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,13 @@ class Order:
     names: tuple[str, ...]
     first: int
     """How many of them the run began with."""
+    sums: tuple[int, ...] = ()
+    """CRC-32 of each one's pixels as the run saw them; empty in runs of before these were kept."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Order":
+    def of(cls, dataset: Dataset, sums: Sequence[int]) -> "Order":
         names = tuple(sample.name for sample in dataset.train)
-        return cls(names, dataset.first or len(names))
+        return cls(names, dataset.first or len(names), tuple(sums))
 
     @classmethod
     def read(cls, directory: Path) -> "Order | None":
@@ -41,14 +43,19 @@ class Order:
             if right is False:
                 raise ValueError("its checksum is another")
             held = parse_json(text)
-            return cls(tuple(held["names"]), int(held["first"]))
+            return cls(tuple(held["names"]), int(held["first"]), tuple(held.get("sums", ())))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}). Delete it if the images are still those that the run began "
                              "with.") from None
 
     def write(self, directory: Path) -> None:
-        text = json.dumps({"first": self.first, "names": self.names}).encode()
+        text = json.dumps({"first": self.first, "names": self.names, "sums": self.sums}).encode()
         write_atomic(directory / FILE, seal_object(text))
+
+    def others(self, later: "Order") -> list[str]:
+        """Names of images whose pixels are others in a later order of the run."""
+        then = dict(zip(self.names, self.sums, strict=False))
+        return [name for name, now in zip(later.names, later.sums, strict=False) if then.get(name, now) != now]
 
     @property
     def key(self) -> str:
