@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bench.commands import app as bench
+from .cli_folders import attach as attach_folders
 from .config import Config
 from .display import Display
 from .endings import Interrupted, Terminated, end_well
@@ -41,9 +42,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
-                  epilog="First: meal-gpu demo. Then: meal-gpu run CONFIG, with a YAML file of your own or one that "
-                         "ships. Exit codes: 0 done, 1 a check failed, 2 bad input, 3 waiting for labels, 130 "
-                         "interrupted, 143 terminated.",
+                  epilog="First: meal-gpu demo. Your own images: meal-gpu init DIR --images FOLDER. Then: meal-gpu "
+                         "run CONFIG, with a YAML file of your own or one that ships. Exit codes: 0 done, 1 a check "
+                         "failed, 2 bad input, 3 waiting for labels, 130 interrupted, 143 terminated.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
@@ -59,6 +60,9 @@ def _version(wanted: bool) -> None:
 def _whole(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                  help="Print the version and stop.")] = False) -> None:
     """Manifold Embedding-based Active Learning: which image patches to label next."""
+
+
+attach_folders(app)
 
 
 @app.command()

@@ -219,6 +219,9 @@ class Config(Section):
         if self.train.sample == "image" and self.data.context == "patch":
             raise ValueError("train.sample is 'image' and data.context is 'patch': where the network sees patches, a "
                              "sample is a patch. Use train.sample: patch, or data.context: image.")
+        if self.data.unlabelled == "ask" and self.query.oracle != "people":
+            raise ValueError(f"data.unlabelled is 'ask' and query.oracle is '{self.query.oracle}': nobody is asked. "
+                             "Use query.oracle: people, or leave out data.unlabelled where all images have masks.")
         if self.train.sample == "image" and self.model.compile != "none":
             raise ValueError(f"train.sample is 'image' and model.compile is '{self.model.compile}': batches have as "
                              "many patches as their images have labels, and what is compiled is for one number. Use "

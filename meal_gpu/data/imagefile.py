@@ -170,9 +170,7 @@ def _pixels(image: Image.Image, path: str | os.PathLike[str], reading: Reading) 
 
 def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -> tuple[Image.Image, int]:
     """Decode to RGB, turned as ``reading`` says; and the orientation that the file asks for."""
-    if image.mode[0] in "IF" or _bits16(image):
-        raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
-                         "convert it, choosing yourself which range of values becomes 0 to 255.")
+    check_depth(image, path)
     turns_itself = image.format == "TIFF"  # Pillow does so while it decodes, and forgets that there was one
     turn = orientation(image) if turns_itself else 1
     image = _load(lambda whole: whole, image, path)
@@ -184,6 +182,13 @@ def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -
         # Straight from P to RGB drops transparency as RGBA does, without Pillow's warning.
         image = image.convert("RGBA").convert("RGB") if "transparency" in image.info else image.convert("RGB")
     return image, turn
+
+
+def check_depth(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` for more than 8 bits a channel, which the header says."""
+    if image.mode[0] in "IF" or _bits16(image):
+        raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
+                         "convert it, choosing yourself which range of values becomes 0 to 255.")
 
 
 def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> bytes:

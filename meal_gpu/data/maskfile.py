@@ -55,15 +55,15 @@ def read_classes(path: str | os.PathLike[str], rules: Rules, content: bytes | No
 
 
 def _by_colour(pixels: np.ndarray, rules: Rules, path: str | os.PathLike[str]) -> np.ndarray:
-    codes, inverse, counts = np.unique(_code(pixels), return_inverse=True, return_counts=True)
+    codes, inverse, counts = np.unique(code(pixels), return_inverse=True, return_counts=True)
     classes = np.array([rules.colours.get(int(code), INVALID) for code in codes], np.uint8)
     unknown = np.flatnonzero(classes == INVALID)
     if len(unknown):
         most = unknown[np.argsort(-counts[unknown])]
-        listed = ", ".join(f"{_rgb(codes[i])} ({counts[i]} pixels)" for i in most[:5])
+        listed = ", ".join(f"{rgb(codes[i])} ({counts[i]} pixels)" for i in most[:5])
         raise InputError(f"{path} has {len(unknown)} colours that are in no class: {listed}"
                          f"{', ...' if len(unknown) > 5 else ''}. Give them in data.mask_colours, for example void: "
-                         f"{_rgb(codes[most[0]])}; colours between two classes come from a lossy or smoothed mask.")
+                         f"{rgb(codes[most[0]])}; colours between two classes come from a lossy or smoothed mask.")
     return classes[inverse].reshape(pixels.shape[:2])
 
 
@@ -76,7 +76,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
     if used[-1] >= len(colours):
         raise InputError(f"{path} holds the palette index {used[-1]}, and its palette has {len(colours)} colours. Save "
                          "the mask again.")
-    codes = _code(colours)
+    codes = code(colours)
     decoration = {int(i): int(codes[i]) for i in used}
     if rules.palette == "index":
         return rules.to_class, {}
@@ -91,7 +91,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
     if rules.palette == "colour":
         if (by_colour[used] == INVALID).any():
             wrong = used[by_colour[used] == INVALID][0]
-            raise InputError(f"{path} has the palette colour {_rgb(codes[wrong])}, which is no class, and data.palette "
+            raise InputError(f"{path} has the palette colour {rgb(codes[wrong])}, which is no class, and data.palette "
                              "is 'colour'. Correct the mask, or give the colour in data.mask_colours.")
         return by_colour, {}
     if np.array_equal(by_colour[used], rules.to_class[used]):
@@ -123,7 +123,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
 
     raise InputError(
         f"{path} is a PNG with a palette that can be read in two ways: read as indices, {first} is "
-        f"{reading(int(rules.to_class[first]))}; read as colours, {_rgb(codes[first])} is "
+        f"{reading(int(rules.to_class[first]))}; read as colours, {rgb(codes[first])} is "
         f"{reading(int(by_colour[first]))}. Say which with data.palette: index or data.palette: colour, or save the "
         "mask in grey without a palette.")
 
@@ -136,8 +136,8 @@ def differing(palettes: dict[int, tuple[int, str]], new: Palette, path: str) -> 
     for index, colour in new.items():
         before, where = palettes.setdefault(index, (colour, path))
         if before != colour:
-            return (f"{path} and {where} have palettes that differ: index {index} is {_rgb(colour)} in the one and "
-                    f"{_rgb(before)} in the other, so that indices cannot be ids in both. Save the masks in grey or "
+            return (f"{path} and {where} have palettes that differ: index {index} is {rgb(colour)} in the one and "
+                    f"{rgb(before)} in the other, so that indices cannot be ids in both. Save the masks in grey or "
                     "with one palette, give the classes' colours as data.mask_colours, or, where the indices are ids "
                     "all the same, say so with data.palette: index.")
     return None
@@ -163,10 +163,10 @@ def ranges(values: np.ndarray) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _code(pixels: np.ndarray) -> np.ndarray:
+def code(pixels: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(pixels[..., :3].astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _rgb(code: int) -> str:
+def rgb(code: int) -> str:
     return f"[{code >> 16}, {code >> 8 & 255}, {code & 255}]"

@@ -36,6 +36,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
             "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
             "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,
             "patch": [grid.patch_height, grid.patch_width], "n_patches": len(names) * grid.cells,
+            "n_given": len(dataset.given or ()),
         },
     }
 

@@ -8,6 +8,7 @@ from bokeh.resources import Resources
 
 from . import pictures, table1
 from .figures import Figures, colours, curves
+from .people import people_section
 from .planes import planes
 from .runs import Run, Seed
 from .style import POLICY, SCRIPT, STYLE
@@ -123,6 +124,9 @@ def _parts(run: Run, index: int, figures: Figures, gallery: str,
         ("patches", "The queried patches", gallery),
         ("facts", "Facts of the run", facts(run)),
     ]
+    people = people_section(run)
+    if people:
+        parts.insert(1, ("people", "The people’s side", people))
     waiting = query_table(run)
     return [("waiting", "Waiting for labels", waiting), *parts] if waiting else parts
 

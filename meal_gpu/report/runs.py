@@ -85,6 +85,8 @@ class Dataset(BaseModel):
     n_images: int
     n_val_images: int
     n_patches: int
+    n_given: int = 0
+    """Images whose labels the run began with; 0 where it began with random images."""
 
 
 class Environment(BaseModel, extra="allow"):

@@ -190,7 +190,7 @@ def test_other_pixels_under_a_known_name_are_said(folder, tmp_path, caplog):
         run(config(folder, n_query=1), out)
     first = answer(out, 0)
     go_on(out)
-    [second] = json.loads((out / "seed-0" / "to-label" / "round-01" / "query.json").read_text())
+    [second] = json.loads((out / "seed-0" / "to-label" / "round-01" / "query.json").read_text())["items"]
     asked, other = first[0]["image"], unasked(folder, first, [second])[0]
     assert "other pixels" not in caplog.text
     add(folder, other)
