@@ -6,7 +6,7 @@ An archive holds label maps uint8 under the names of images, 254 where nothing i
 import sys
 
 import numpy as np
-from datumaro.components.annotation import AnnotationType, LabelCategories, Mask
+from datumaro.components.annotation import AnnotationType, LabelCategories, Mask, MaskCategories
 from datumaro.components.dataset import Dataset
 from datumaro.components.dataset_base import DatasetItem
 from datumaro.components.media import Image
@@ -22,6 +22,8 @@ def read(kind: str, folder: str, out: str) -> None:
         found = None
         for annotation in sorted((one for one in item.annotations if one.type == AnnotationType.mask),
                                  key=lambda one: one.z_order):
+            if names[annotation.label].startswith("_"):  # the frame
+                continue
             mask = np.asarray(annotation.image).astype(bool)
             found = np.full(mask.shape, NOTHING, np.uint8) if found is None else found
             found[mask] = annotation.label
@@ -40,7 +42,9 @@ def write(kind: str, source: str, folder: str) -> None:
                  for i, index in enumerate(np.unique(whole)) if index != NOTHING]
         pixels = np.zeros((*whole.shape, 3), np.uint8)
         items.append(DatasetItem(id=name, annotations=masks, media=Image.from_numpy(data=pixels, ext=".png")))
-    dataset = Dataset.from_iterable(items, categories={AnnotationType.label: LabelCategories.from_iterable(names)})
+    colours = {i: (40 * i + 30, 250 - 50 * i, 90) for i in range(len(names))}  # it invents none for VOC
+    dataset = Dataset.from_iterable(items, categories={
+        AnnotationType.label: LabelCategories.from_iterable(names), AnnotationType.mask: MaskCategories(colours)})
     dataset.export(folder, kind, save_media=True, **({"label_map": "source"} if "voc" in kind else {}))
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotators import names_of, windows
+from annotators import index_folder, names_of, windows
+
+from meal_gpu.labelling.predictions import read
+from meal_gpu.labelling.query import Item
 
 ROOT = Path(__file__).parents[2]
 OWN = ROOT / "build" / "peers" / "bin" / "python"
@@ -49,15 +52,8 @@ def test_what_it_writes_is_taken(waiting, tmp_path, datumaro, kind):
     assert code == 0, said
     assert "3 labelled" in said
     found = waiting.labels()
-    assert waiting.call("labels", "add", waiting.directory, waiting_export(waiting, tmp_path))[0] == 0
+    assert waiting.add(index_folder(waiting.folder, waiting.truth, tmp_path))[0] == 0
     assert (waiting.labels() == found).all()
-
-
-def waiting_export(waiting, tmp_path) -> Path:
-    """The same by another way."""
-    from annotators import index_folder
-
-    return index_folder(waiting.folder, waiting.truth, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["cvat", "coco_instances"])
@@ -77,9 +73,6 @@ def test_it_reads_what_goes_out(waiting, tmp_path, datumaro, kind):
     with np.load(tmp_path / "out.npz") as found:
         said = found["names"].tolist()
         for item in waiting.items:
-            from meal_gpu.labelling.predictions import read
-            from meal_gpu.labelling.query import Item
-
             start = read(waiting.folder, Item.model_validate(item))
             y0, x0, y1, x1 = item["original"]["box"]
             top, left, _, _ = item["original"]["window"]
