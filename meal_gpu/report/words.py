@@ -6,7 +6,8 @@ from ..config import TrainConfig
 from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
-SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin"}
+SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin",
+          "ratio": "closest second class"}
 
 
 def data_set(run: Run) -> str:
