@@ -39,7 +39,7 @@ def label_config(query: Query) -> str:
 {labels}
   </BrushLabels>
   <RectangleLabels name="{FRAME}" toName="{IMAGE}" fillOpacity="0" strokeWidth="2">
-    <Label value="{PATCH}" background="#ffffff"/>
+    <Label value="{PATCH}" background="#e6b800"/>
   </RectangleLabels>
   <Choices name="{VERDICT}" toName="{IMAGE}" choice="single">
     <Choice value="{SKIP}"/>
