@@ -127,7 +127,7 @@ def _budget(made: Proposal, data: DataConfig, dataset: Dataset, found: Survey) -
     if free < 1:
         raise InputError(f"There is nothing to choose: {n} images in the pool, and the first labels take all of them. "
                          "Give more images.")
-    query["n_query"] = max(1, min(32, free // 16))
+    query["n_query"] = min(free, max(4, min(32, free // 32)))
     query["rounds"] = min(8, free // query["n_query"])
     query["n_informative"] = max(query["n_query"], min(200, free // 2))
     made.why["n_query"] = "patches asked for in each round"

@@ -124,7 +124,7 @@ def test_small_images_have_few_patches(tmp_path):
 
 
 def test_a_pool_of_few_and_of_many_images(tmp_path):
-    for n, rounds, wanted in ((3, 8, 1), (4, 8, 2), (100, 8, 32)):
+    for n, rounds, wanted in ((3, 4, 4), (4, 8, 4), (100, 8, 32)):
         root = draw(tmp_path / str(n), [(128, 128)] * n)
         config = Config.load(begin(tmp_path / f"out{n}", root / "images", None, "road,tree").config)
         assert (config.query.rounds, config.query.n_query) == (rounds, wanted)
