@@ -4,6 +4,7 @@ Keys are part of the public contract. A YAML file gives some of them, ``--set a.
 nobody gave has the default written here.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,14 +77,36 @@ class TrainConfig(Section):
     """Factor of the learning rate; see ``lr_decay_every``."""
     lr_decay_every: NonNegative = 0
     """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
+    schedule: Literal["step", "cosine", "poly"] = "step"
+    """``step``: by ``lr_decay``; ``cosine`` and ``poly`` (power 0.9) fall to 0 over the steps of a round."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """``adamw`` decays the weights by ``weight_decay``, apart from the gradients."""
+    weight_decay: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Of ``adamw``, times the learning rate in each step."""
+    min_steps: NonNegative = 0
+    """Steps that a round has at least: epochs are added until there are so many. Epochs alone make a training the
+    shorter the fewer patches are labelled."""
+    ema: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of a mean of the weights, which is evaluated, scores, and is kept in place of the last step's. 0:
+    no mean."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
+
+    def lasting(self, epochs: int, per_epoch: int) -> int:
+        """So many epochs of so many steps, and as many more as ``min_steps`` takes."""
+        return max(epochs, math.ceil(self.min_steps / max(per_epoch, 1)))
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.lr_decay < 1 and self.lr_decay_every == 0:
             raise ValueError(f"train.lr_decay is {self.lr_decay:g} and train.lr_decay_every is 0, so that it would "
                              "never be applied. Give train.lr_decay_every in epochs, or leave out train.lr_decay.")
+        if self.lr_decay_every and self.schedule != "step":
+            raise ValueError(f"train.schedule is '{self.schedule}' and train.lr_decay_every is {self.lr_decay_every}: "
+                             "that schedule has no steps. Use train.schedule: step, or leave out train.lr_decay_every.")
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError(f"train.weight_decay is {self.weight_decay:g} and train.optimizer is 'adam', which decays "
+                             "no weights. Use train.optimizer: adamw, or leave out train.weight_decay.")
         return self
 
 
@@ -102,13 +125,34 @@ class QueryConfig(Section):
     """N: patches asked for in each round."""
     n_informative: Positive = 200
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
-    score: Literal["entropy", "least_confidence", "margin"] = "entropy"
-    """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities."""
+    score: Literal["entropy", "least_confidence", "margin", "ratio"] = "entropy"
+    """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities; ``ratio``: the second
+    largest by the largest, at stride 4."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     min_distance: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Patches of a query are at least so far from each other and from labelled ones, by the pretrained backbone's
     features, if there are such patches; 1 is the typical distance of two. 0.2 keeps near-duplicates out, 0 nothing."""
+    per_image: NonNegative = 0
+    """Patches of one image in a query at most, if there are others; 0 sets no limit."""
+    class_quota: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Part of a query that is shared out evenly among the predicted classes: for each, the strategy chooses among the
+    ``n_informative`` patches with the most of it. 0 looks at no classes."""
+    power: Annotated[Float, Field(ge=0)] = 0.0
+    """Draw by score ^ power instead of taking the highest (Gumbel noise on the logarithm of scores): 1 is much noise,
+    100 hardly any. 0 means none."""
+    per_cost: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Divide scores by the clicks that a patch is expected to take, to this power; 0 does not."""
+    dropout: Literal["last", "decoder", "all"] = "last"
+    """``bald``: whose units samples drop: before the last convolution, in the decoder, or behind the ASPP as well."""
+    samples: Annotated[Int, Field(ge=2, le=1000)] = 20
+    """``bald``: samples of the network. Each costs 0.3, 37 or 81 % of a pass, by ``dropout``."""
+    hold_out: Annotated[Float, Field(gt=0, le=0.5)] = 0.2
+    """``badge_calibrated`` and ``entropy_calibrated``: part of the labelled images that is not trained on, but shows
+    how sure the network may be (the temperature)."""
+    start: str = "images"
+    """What is labelled at the start: ``images``, whole ones at random, or as many patches of all images, by a strategy
+    that needs no trained network: random, random_spread, coreset, kmeans, typiclust, maxherding."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
     """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
     scoring: Literal["local", "sharded"] = "local"

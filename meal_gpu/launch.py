@@ -18,9 +18,8 @@ from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
 from .engine.given import GivenOracle
 from .engine.oracle import Oracle, SimulatedOracle
-from .engine.outputs import check_same_images
 from .engine.rounds import run_seed
-from .engine.surroundings import environment, note_machine
+from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
 from .labelling.people import PeopleOracle
@@ -207,7 +206,7 @@ def default_directory(config: Config) -> Path:
 
 def _begin(experiment: Experiment, directory: Path) -> None:
     """Make a directory a run's. ``config.yaml`` is what makes it one; its name seals what follows."""
-    Order.of(experiment.stores.dataset).write(directory)
+    order_of(experiment).write(directory)
     write_config(directory, experiment.config)
     write_environment(directory, environment(experiment))
 
@@ -215,12 +214,7 @@ def _begin(experiment: Experiment, directory: Path) -> None:
 def _note(experiment: Experiment, directory: Path) -> None:
     """Keep what a run goes on with: the machine, and the images that have come since."""
     note_machine(directory, environment(experiment))
-    dataset = experiment.stores.dataset
-    if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
-        for seed in experiment.config.seeds:
-            for record in read_rounds(directory / f"seed-{seed}"):
-                check_same_images(record, experiment.grid, experiment.train.names, directory / f"seed-{seed}")
-    Order.of(dataset).write(directory)
+    note_pool(experiment, directory)
 
 
 def pool_of(directory: Path, config: Config) -> Dataset:

@@ -26,7 +26,7 @@ from meal_gpu.config import Config
 from meal_gpu.configfile import parse_override
 from meal_gpu.configs import document
 from meal_gpu.data.scenes import write_scene
-from meal_gpu.stages import select
+from meal_gpu.strategies import select
 from meal_gpu.sweepfile import load_points
 
 ROOT = Path(__file__).resolve().parents[1]

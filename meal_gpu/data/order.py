@@ -8,7 +8,7 @@ patch holds, and equal ids are equal patches in all rounds.
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +28,14 @@ class Order:
     """Those whose masks the run began with; None where it began with random images."""
     val: tuple[str, ...] | None = None
     """What was held out of the labelled images; None where validation has files of its own."""
+    sums: tuple[int, ...] = ()
+    """CRC-32 of each one's pixels as the run saw them; empty in runs of before these were kept."""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "Order":
+    def of(cls, dataset: Dataset, sums: Sequence[int]) -> "Order":
         names = tuple(sample.name for sample in dataset.train)
         val = tuple(sample.name for sample in dataset.val) if dataset.held_out else None
-        return cls(names, dataset.first or len(names), dataset.given, val)
+        return cls(names, dataset.first or len(names), dataset.given, val, tuple(sums))
 
     @classmethod
     def read(cls, directory: Path) -> "Order | None":
@@ -47,15 +49,20 @@ class Order:
                 raise ValueError("its checksum is another")
             held = parse_json(text)
             given, val = (None if held.get(key) is None else tuple(held[key]) for key in ("given", "val"))
-            return cls(tuple(held["names"]), int(held["first"]), given, val)
+            return cls(tuple(held["names"]), int(held["first"]), given, val, tuple(held.get("sums", ())))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged ({error}). Delete it if the images are still those that the run began "
                              "with.") from None
 
     def write(self, directory: Path) -> None:
         more = {key: value for key, value in (("given", self.given), ("val", self.val)) if value is not None}
-        text = json.dumps({"first": self.first, "names": self.names, **more}).encode()
+        text = json.dumps({"first": self.first, "names": self.names, **more, "sums": self.sums}).encode()
         write_atomic(directory / FILE, seal_object(text))
+
+    def others(self, later: "Order") -> list[str]:
+        """Names of images whose pixels are others in a later order of the run."""
+        then = dict(zip(self.names, self.sums, strict=False))
+        return [name for name, now in zip(later.names, later.sums, strict=False) if then.get(name, now) != now]
 
     @property
     def key(self) -> str:

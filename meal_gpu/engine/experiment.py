@@ -20,13 +20,16 @@ from ..machine.warm_up import warm_up
 from ..network.features import Features, batch_size, frames_of
 from ..network.model import DeepLabV3Plus
 from ..planning.sizing import Placement, measure, place
-from ..randomness import derive
+from ..randomness import derive, generator
 from ..sharding.shards import Sharded, Shards, start
+from ..stages.calibrate import held_out, temperature
 from ..stages.pool import Pool
-from ..stages.predict import Predictions, predict
-from ..stages.select import Strategy, find_strategy
+from ..stages.predict import PLAIN, How, Predictions, predict
+from ..strategies.select import Strategy
+from ..strategies.wrapped import asked_for
 from ..timing import Progress, no_progress
 from .askable import Askable
+from .beginning import check_start
 from .embeddings import Embeddings
 from .feasible import check_feasible
 from .splits import Split, Validation
@@ -67,7 +70,7 @@ class Experiment:
     def like(self, config: Config, progress: Progress) -> "Experiment":
         """This one's data, network and features for another config; `unlike` must find nothing."""
         assert not unlike(self.config, config)
-        return replace(self, config=config, strategy=find_strategy(config.query.strategy), progress=progress)
+        return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
 
     @property
     def grid(self) -> Grid:
@@ -101,7 +104,7 @@ class Experiment:
         model.backbone.load_state_dict(self.pretrained.backbone.state_dict())
         return model.to(self.backend.device)
 
-    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor) -> Predictions | Sharded:
+    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions | Sharded:
         """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
 
         ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
@@ -109,10 +112,25 @@ class Experiment:
         """
         query = self.config.query
         if self.shards is not None and needs:
-            return self.shards.look(model, needs, free, query.n_informative, self.progress)
+            return self.shards.look(model, needs, free, query.n_informative, self.progress, how)
         vectors = (lambda: self.embeddings.vectors) if self.config.model.freeze_backbone else None
         return predict(model, self.train.features(model), needs, query.score, self.backend, self.progress, vectors,
-                       self._filled)
+                       self._filled, how)
+
+    def held_out(self, pool: Pool, seed: int, k: int) -> Tensor | None:
+        """Which labelled patches round k does not train on: bool ``[n]`` beside ``pool.labelled_ids``; None where the
+        strategy needs no temperature."""
+        query = self.config.query
+        if "temperature" not in self.strategy.needs or k >= query.rounds:
+            return None
+        return held_out(pool.labelled_ids, self.grid.cells, query.hold_out, generator(seed, k, "held out"))
+
+    def temperature(self, pool: Pool, model: DeepLabV3Plus, seed: int, k: int) -> float:
+        """Of a network that was trained without these."""
+        held = self.held_out(pool, seed, k)
+        if held is None or not bool(held.any()):
+            return 1.0
+        return temperature(model, self.train.features(model), pool.labelled_ids[held], pool.labels[held], self.backend)
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -147,7 +165,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
 
 def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
     stack.enter_context(threads(config.threads))
-    strategy = find_strategy(config.query.strategy)
+    strategy = asked_for(config.query)
     backend = resolve(config, strategy.embeds)
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
@@ -166,6 +184,7 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         _log.info("%s", line)
     check_classes(config.data, stores)
     askable = Askable(config, stores)
+    check_start(config.query)
     askable.check_budget()
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)

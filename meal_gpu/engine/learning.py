@@ -27,8 +27,12 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
             return evaluate(model, val_features, val.masks, len(experiment.class_names), experiment.backend,
                             experiment.progress)
 
+    held = experiment.held_out(pool, seed, k)
+    ids, labels = pool.labelled_ids, pool.labels
+    if held is not None:
+        ids, labels = ids[~held], labels[~held]
     with clock.stage("train"):
-        history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,
+        history = train(model, features, ids, labels, experiment.config.train,
                         experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
                         experiment.progress)
     clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside

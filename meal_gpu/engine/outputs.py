@@ -35,6 +35,7 @@ def line(k: int, pool: Pool, history: History[Score], class_names: Sequence[str]
     return {
         "round": k, "n_labelled": len(pool.labelled_ids), "fraction": pool.fraction,
         **results(history, class_names), "queried": queried, "labels": sums_of(labels),
+        "pixels": pixels_of(labels, class_names),
         "next_query": next_query,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
         "peak_bytes": peak_bytes(clock.device),
@@ -75,6 +76,12 @@ def ids_of(patches: list[Record]) -> Tensor:
 def sums_of(labels: Tensor) -> list[int]:
     """CRC-32 of each patch's labels, uint8 ``[n, patch_height, patch_width]``."""
     return [zlib.crc32(patch.tobytes()) for patch in labels.cpu().numpy()]
+
+
+def pixels_of(labels: Tensor, class_names: Sequence[str]) -> dict[str, int]:
+    """How many pixels of each class a round has bought; void is none."""
+    counts = torch.bincount(labels.flatten().long().cpu(), minlength=256)
+    return dict(zip(class_names, counts.tolist(), strict=False))
 
 
 def check_same_labels(record: Record, labels: Tensor, n_classes: int, directory: Path, accept: bool) -> bool:

@@ -16,6 +16,7 @@ from ..stages.pool import Pool
 from ..timing import StageClock
 from . import outputs
 from .acquire import Query, acquire
+from .beginning import begin
 from .experiment import Experiment
 from .learning import learn, show
 from .oracle import Oracle
@@ -47,7 +48,9 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
     samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
-    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
+    asked: list[Record] = []
+    if not records:
+        asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
     changed = False
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names, directory)
@@ -75,13 +78,14 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         outputs.keep_truth(ids_of(asked), labels, k, directory)
         model, history = learn(experiment, pool, seed, k, clock)
         next_query: list[Record] = []
+        looked: Record = {}
         if k < rounds:
             chosen = acquire(experiment, pool, model, seed, k, clock)
-            next_query = outputs.describe(chosen, pool.grid, samples)
+            next_query, looked = outputs.describe(chosen, pool.grid, samples), chosen.looked
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)
-        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock)
+        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock) | looked
         if next_query and experiment.embeddings.near is not None:
             record["near_duplicates"] = experiment.embeddings.near.as_record()
         if skipped:
@@ -97,5 +101,9 @@ def withhold(pool: Pool, skipped: list[int]) -> None:
 
 
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
-    """D_L at the start: all patches of a few random images (0: of all images), int64."""
-    return experiment.askable.initial(seed)
+    """D_L at the start, int64: what was labelled before, where anything was; else all patches of a few random images
+    (0: of all images), or what ``query.start`` says."""
+    query = experiment.config.query
+    if query.start == "images" or query.n_initial_images == 0 or experiment.askable.given is not None:
+        return experiment.askable.initial(seed)
+    return begin(experiment, seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bokeh.resources import Resources
 
-from . import pictures, table1
+from . import comparison, pictures, table1
 from .figures import Figures, colours, curves
 from .people import people_section
 from .planes import planes
@@ -83,6 +83,10 @@ def _overview(runs: Sequence[Run], names: Sequence[str], tints: Sequence[str],
     charts = "".join(_headed(one, groups, curves([runs[i] for i in chosen], [names[i] for i in chosen],
                                                  [tints[i] for i in chosen], figures)) for one, chosen in groups)
     html += _section("curve", "mIoU over labelled patches", charts + _about_curves(runs, charts))
+    compared = comparison.html(runs)
+    if compared:
+        html += _section("compared", "Strategies compared", compared)
+        links.append(("compared", "Compared"))
     if len(runs) > 1:
         links += [("classes", "Classes"), ("time", "Time")]
         tables = "".join(

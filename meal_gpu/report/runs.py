@@ -76,6 +76,7 @@ class Round(Evaluation):
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
     near_duplicates: NearDuplicates | None = None
+    pixels: dict[str, int] | None = None
 
 
 class Dataset(BaseModel):

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from ..config import TrainConfig
 from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
-SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin"}
+SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin",
+          "ratio": "closest second class"}
 
 
 def data_set(run: Run) -> str:
@@ -45,12 +47,22 @@ def setting(run: Run) -> str:
                   f"({last / run.dataset.n_patches:.1%}).")
         training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
                     "last")
+    training += recipe(train)
     frozen = "frozen" if model.freeze_backbone else "finetuned"
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
     checked = (f" and evaluated on {run.dataset.n_val_images:,} images" if run.dataset.n_val_images
                else "; there are no validation images")
     return (f"{pool} {budget} A DeepLabV3+ that sees {sees}, with a {frozen} {model.backbone} backbone, is "
             f"{training}{checked}.")
+
+
+def recipe(train: TrainConfig) -> str:
+    """What a training has that the paper's has not, to follow a sentence; nothing, where it has none of it."""
+    parts = [f"at least {train.min_steps:,} steps"] if train.min_steps else []
+    parts += [f"AdamW (weight decay {train.weight_decay:g})"] if train.optimizer == "adamw" else []
+    parts += [f"a {train.schedule} schedule"] if train.schedule != "step" else []
+    parts += [f"a moving mean of the weights ({train.ema:g})"] if train.ema else []
+    return f" with {_list(parts)}" if parts else ""
 
 
 def choosing(run: Run) -> str:

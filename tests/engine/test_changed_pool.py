@@ -180,3 +180,27 @@ def test_check_says_what_has_changed(folder, tmp_path):
     said = [line.removeprefix("Since the store was built: ") for line in lines if "Since the store" in line]
     assert said == ["1 image is new: a0.", "1 image is gone: m2.", "1 image has other files: m1."]
     assert not [line for line in check(asked, out)[0] if "Since" in line]
+
+
+def test_other_pixels_under_a_known_name_are_said(folder, tmp_path, caplog):
+    """The store follows the file, and the run went on without a word."""
+    caplog.set_level("INFO", "meal_gpu")
+    out = tmp_path / "run"
+    with pytest.raises(LabelsMissingError):
+        run(config(folder, n_query=1), out)
+    first = answer(out, 0)
+    go_on(out)
+    [second] = json.loads((out / "seed-0" / "to-label" / "round-01" / "query.json").read_text())["items"]
+    asked, other = first[0]["image"], unasked(folder, first, [second])[0]
+    assert "other pixels" not in caplog.text
+    add(folder, other)
+    go_on(out)
+    assert f"1 of the pool's images have other pixels than when the run last went on: {other}." in caplog.text
+    assert "asked for" not in caplog.text
+    caplog.clear()
+    add(folder, asked, other)
+    go_on(out)
+    assert f"Patches of {asked} were asked for: see whether their labels still fit." in caplog.text
+    caplog.clear()
+    go_on(out)
+    assert "other pixels" not in caplog.text, "it is said once"

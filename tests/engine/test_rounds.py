@@ -20,7 +20,7 @@ from meal_gpu.engine.rounds import initial_patches, run_seed
 from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.launch import resume, run
 from meal_gpu.records import read_rounds
-from meal_gpu.stages import select
+from meal_gpu.strategies import select
 
 
 def timeless(directory: Path, seed: int = 0) -> list[dict]:

@@ -35,7 +35,7 @@ from meal_gpu.sharding.shards import Shards
 from meal_gpu.sharding.workers import Workers
 from meal_gpu.stages.predict import predict
 from meal_gpu.stages.ranking import top
-from meal_gpu.stages.select import STRATEGIES, find_strategy
+from meal_gpu.strategies.select import STRATEGIES, find_strategy
 from meal_gpu.timing import StageClock
 
 pytestmark = pytest.mark.usefixtures("one_thread")

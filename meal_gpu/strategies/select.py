@@ -54,9 +54,9 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def find_strategy(name: str) -> Strategy:
+def find_strategy(name: str, key: str = "query.strategy") -> Strategy:
     """Raises `InputError` with the nearest name where there is none of that name."""
     if name not in STRATEGIES:
-        raise InputError(f"query.strategy is '{name}'.{did_you_mean(name, STRATEGIES)} "
+        raise InputError(f"{key} is '{name}'.{did_you_mean(name, STRATEGIES)} "
                          f"Allowed: {', '.join(STRATEGIES)}.")
     return STRATEGIES[name]

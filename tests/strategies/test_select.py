@@ -14,7 +14,15 @@ from views import drawn, view
 
 from meal_gpu.errors import InputError
 from meal_gpu.stages.ranking import rank_keys
-from meal_gpu.stages.select import STRATEGIES, PoolView, Strategy, find_strategy, represent, seed_kmeans, snap_kmeans
+from meal_gpu.strategies.select import (
+    STRATEGIES,
+    PoolView,
+    Strategy,
+    find_strategy,
+    represent,
+    seed_kmeans,
+    snap_kmeans,
+)
 
 ALMOST_ONE = float(np.nextafter(1.0, 0.0))
 
@@ -25,7 +33,8 @@ def test_the_view_holds_no_ground_truth():
     """All that a strategy can reach, by name: nothing here is made of masks that are not revealed."""
     assert [field.name for field in dataclasses.fields(PoolView)] == [
         "image", "cell", "free", "n_free", "labelled", "query", "uniforms", "score", "features", "probabilities",
-        "place", "fit", "seed", "kmeans", "best", "n_labelled"]
+        "place", "fit", "seed", "kmeans", "best", "n_labelled", "of", "clicks", "round", "rounds",
+        "adjust"]
 
 
 @given(st.lists(st.integers(0, 23), min_size=1, max_size=24, unique=True), st.integers(1, 30), st.integers(0, 99))
@@ -189,7 +198,7 @@ def test_a_centroid_that_is_no_number_takes_what_is_left(monkeypatch):
     """Libraries leave NaN for an empty cluster, and as the smallest number NaN would win every comparison."""
     points = torch.tensor([[0.0, 0], [5, 0], [0, 5]])
     found = torch.tensor([[torch.nan, torch.nan], [0, 5], [torch.nan, 0]], dtype=torch.float64)
-    monkeypatch.setattr("meal_gpu.stages.kmeans._centroids", lambda *args: found)
+    monkeypatch.setattr("meal_gpu.strategies.kmeans._centroids", lambda *args: found)
     assert sorted(snap_kmeans(points, 3, 0).tolist()) == [0, 1, 2]
     assert snap_kmeans(points, 3, 0)[1] == 2
 
@@ -294,7 +303,9 @@ def test_a_strategy_declares_what_it_needs():
             whole, uniforms=drawn(0), score=whole.score if "score" in strategy.needs else None,
             features=whole.features if "features" in strategy.needs else None,
             place=whole.place if "embedding" in strategy.needs else None,
-            fit=whole.fit if "features" in strategy.needs else None)
+            probabilities=whole.probabilities if "probabilities" in strategy.needs else None,
+            fit=whole.fit if "features" in strategy.needs else None,
+            of=lambda name, ids, needs=strategy.needs: whole.of(name if name in needs else "nothing", ids))
         assert len(strategy.choose(bare, 3)) == 3
     assert STRATEGIES["random"].needs == frozenset()
 

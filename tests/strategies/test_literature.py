@@ -7,20 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from views import view
+from views import FREE, LABELLED, featured, fields_of, pool, view
 
-from meal_gpu.stages.greedy import rbf
-from meal_gpu.stages.literature import LITERATURE, turn
-from meal_gpu.stages.view import PoolView
-
-FREE = [i for i in range(24) if i not in (3, 4, 11, 17)]
-LABELLED = [3, 4, 11, 17]
-
-
-def pool(free: list[int] = FREE, seed: int = 0, width: int = 5, **changes: object) -> PoolView:
-    made = view(free, seed=seed, **changes)
-    vectors = torch.randn(24, width, generator=torch.Generator().manual_seed(seed + 7))
-    return dataclasses.replace(made, features=vectors)
+from meal_gpu.strategies.greedy import rbf
+from meal_gpu.strategies.literature import LITERATURE
+from meal_gpu.strategies.scores import turn
 
 
 def distances(vectors: torch.Tensor) -> np.ndarray:
@@ -37,7 +28,8 @@ def test_what_comes_back_is_free_and_distinct_and_repeats(name, free, n, seed, e
     def made():
         one = pool(free, seed)
         if equal:
-            one = dataclasses.replace(one, features=torch.ones(24, 5), score=torch.full((24,), 0.5),
+            same = {name: torch.ones_like(values) for name, values in fields_of(24).items()}
+            one = dataclasses.replace(featured(one, torch.ones(24, 5), **same), score=torch.full((24,), 0.5),
                                       place=lambda ids: torch.zeros(len(ids), 2))
         return one
 
@@ -139,7 +131,7 @@ def test_typiclust_takes_the_middle_of_large_clusters_without_labels():
     sizes, middles = [9, 7, 6, 2], torch.tensor([[0.0, 0], [50, 0], [0, 50], [50, 50]])
     vectors = torch.cat([middle + torch.randn(size, 2, generator=draw) for middle, size in
                          zip(middles, sizes, strict=True)])
-    one = dataclasses.replace(view([i for i in range(24) if i != 0]), features=vectors)
+    one = featured(view([i for i in range(24) if i != 0]), vectors)
     found = LITERATURE["typiclust"].choose(one, 3).tolist()
     heaps = [int(np.searchsorted(np.cumsum(sizes), i, side="right")) for i in found]
     assert heaps == [1, 2, 3] or sorted(heaps) == [0, 1, 2]
@@ -155,3 +147,44 @@ def test_typiclust_takes_the_middle_of_large_clusters_without_labels():
 def test_turns_count_within_groups(groups):
     expected = [groups[:i].count(group) for i, group in enumerate(groups)]
     assert turn(torch.tensor(groups, dtype=torch.int64)).tolist() == expected
+
+
+def test_badge_begins_with_the_longest_gradient_and_draws_by_squared_distance():
+    one = pool()
+    rows = one.of("gradient", None).double().numpy()
+    found = LITERATURE["badge"].choose(one, 6).tolist()
+    uniforms = pool().uniforms(6).tolist()
+    expected = [max(FREE, key=lambda i: ((rows[i] ** 2).sum(), -i))]
+    for u in uniforms[1:]:
+        mass = np.array([min(((rows[i] - rows[j]) ** 2).sum() for j in expected) if i in FREE else 0.0
+                         for i in range(24)])
+        expected.append(int(np.searchsorted(mass.cumsum(), u * mass.sum(), side="right")))
+    assert found == expected
+
+
+def test_badge_of_means_is_seeding_of_outer_products():
+    one = pool()
+    whole = torch.einsum("ia,ib->iab", one.of("residual", None).double(), one.of("inputs", None).double()).flatten(1)
+    other = featured(pool(), one.features, gradient=whole)
+    assert LITERATURE["badge_mean"].choose(one, 6).tolist() == LITERATURE["badge"].choose(other, 6).tolist()
+
+
+@pytest.mark.parametrize("copies", [1, 23])
+def test_badge_never_takes_a_patch_twice_however_many_are_equal(copies):
+    rows = torch.ones(24, 12)
+    rows[copies:] = torch.randn(24 - copies, 12, generator=torch.Generator().manual_seed(0))
+    one = featured(view(list(range(24))), torch.ones(24, 2), gradient=rows)
+    assert sorted(LITERATURE["badge"].choose(one, 24).tolist()) == list(range(24))
+
+
+@pytest.mark.parametrize("dense", [0, 500])
+def test_spectral_takes_the_middle_of_each_group(dense, monkeypatch):
+    """Three groups of 40, as rings that k-means would cut."""
+    monkeypatch.setattr("meal_gpu.strategies.clusters.DENSE", dense)
+    angle = torch.linspace(0, 6.28, 41)[:40]
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    vectors = torch.cat([ring, 10 * ring, 100 * ring])
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+    one = featured(view(list(range(120)), n=120), vectors[order])
+    found = LITERATURE["spectral"].choose(one, 3)
+    assert sorted((order[found] // 40).tolist()) == [0, 1, 2]

@@ -1,5 +1,7 @@
 """What a strategy may know of the pool, and what a strategy is."""
 
+import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import QueryConfig
-from .ranking import top
+from ..stages.ranking import top
 
 
 class Fetched:
@@ -68,6 +70,16 @@ class PoolView:
     """n → `most_uncertain`, where workers hold the scores: they send their first n, not all of them."""
     n_labelled: int = 0
     """How many are labelled."""
+    of: Callable[[str, Tensor | None], Tensor] | None = None
+    """A field of the pass by name, such as ``histogram`` (`meal_gpu.stages.statistics.STATISTICS`): ``of(name, None)``
+    of all patches, ``of(name, ids)`` their rows alone, which is less to move where workers hold the pool."""
+    clicks: Callable[[], Tensor] | None = None
+    """What the labelled patches took to label, by their own masks, float32 ``[n_labelled]`` beside `labelled_ids`."""
+    round: int = 0
+    """Queries of this run before this one, and ``rounds``, how many there are to be."""
+    rounds: int = 1
+    adjust: Callable[[Tensor], Tensor] | None = None
+    """What ``query`` does to scores, such as noise; it has been done to `score`, and `ranked` does it to others."""
 
     @property
     def free_ids(self) -> Tensor:
@@ -79,6 +91,38 @@ class PoolView:
         """int64 ``[n_labelled]``, ascending."""
         return torch.argsort((~self.labelled).to(torch.uint8), stable=True)[: self.n_labelled]
 
+    def whole(self, name: str) -> Tensor:
+        """A field of all patches that the strategy needs, float32 ``[n_patches, …]``."""
+        assert self.of is not None, f"declare the need of '{name}' in STRATEGIES"
+        return self.of(name, None)
+
+    def rows(self, name: str, ids: Tensor) -> Tensor:
+        """A field's rows for patches ``ids``."""
+        assert self.of is not None, f"declare the need of '{name}' in STRATEGIES"
+        return self.of(name, ids)
+
+    def among(self, free: Tensor, n_free: int) -> "PoolView":
+        """The same pool, of which only ``n_free`` patches may be asked for: those that are ``free``, some of mine."""
+        other = copy.copy(self)
+        other.free, other.n_free = free, n_free
+        if self.best is not None:
+            other.best = functools.partial(_best_among, self.best, free)
+        return other
+
+    def adjusted(self, adjust: Callable[[Tensor], Tensor]) -> "PoolView":
+        """The same pool, with every score float32 ``[n_patches]`` as ``adjust`` makes it."""
+        other, before, score = copy.copy(self), self.adjust, self.score
+        other.adjust = adjust if before is None else lambda one: adjust(before(one))
+        if score is not None:
+            other.score, other.best = adjust(score), None
+        return other
+
+    def ranked(self, score: Tensor, n: int, adjusted: Tensor | None = None) -> Tensor:
+        """The n free patches of highest ``score`` float32 ``[n_patches]``, which the strategy has made, int64 ``[n]``;
+        added to it is what is ``adjusted`` already, such as `score`."""
+        score = score if self.adjust is None else self.adjust(score)
+        return top(score if adjusted is None else score + adjusted, self.free, self.n_free, n)
+
     def most_uncertain(self, n: int) -> Tensor:
         """The n free patches of highest score, int64 ``[n]``, highest first (paper, Step 1); all if there are fewer."""
         if self.best is not None:
@@ -87,12 +131,26 @@ class PoolView:
         return top(self.score, self.free, self.n_free, n)
 
 
+def _best_among(best: Callable[[int], Tensor], free: Tensor, n: int) -> Tensor:
+    """The workers' ranking, of patches that are ``free`` alone: they know the labelled ones only."""
+    asked = n
+    while True:
+        ids = best(asked)
+        found = ids[free[ids]]
+        if len(found) >= n or len(ids) < asked:
+            return found[:n]
+        asked *= 2
+
+
 @dataclass(frozen=True)
 class Strategy:
-    """A function, and what it needs of a pass over the pool: ``score features probabilities embedding``."""
+    """A function, and what it needs of a pass over the pool: ``score features probabilities embedding``, any of
+    `meal_gpu.stages.statistics.STATISTICS`, ``bald`` or ``mirrored``, and ``temperature``."""
 
     choose: Callable[[PoolView, int], Tensor]
     needs: frozenset[str] = frozenset()
+    ranks: bool = False
+    """It takes patches by a score of its own, through `PoolView.ranked`."""
 
     @property
     def embeds(self) -> bool:

@@ -16,13 +16,17 @@ BLOCK = 2**24
 GAINS = 2**20
 """Similarities whose gains are summed at once: so many stay in a processor's cache from one operation to the next."""
 PLAIN = 16
-"""Up to so many dimensions distances are differences squared; beyond, products of rows, which read memory once."""
+"""Up to so many dimensions differences are written out, and squared; beyond, that takes memory and time."""
+LARGE = 2**25
+"""Numbers in a matrix that `spread` copies in float64: a quarter of a gigabyte."""
+AT_ONCE = 32
+"""Rows whose gains are summed anew together, where few have to be."""
 KEPT = 2**27
 """Similarities that `cover` keeps, in float32: half a gigabyte."""
 
 
 def spread(factors: Sequence[Tensor], n: int, uniforms: Tensor | None = None, weight: Tensor | None = None,
-           centres: Sequence[Tensor] | None = None) -> Tensor:
+           centres: Sequence[Tensor] | None = None, first: Tensor | None = None) -> Tensor:
     """n distinct rows far from each other: each by its squared distance to what was picked before (Arthur &
     Vassilvitskii, 2007; Sener & Savarese, 2018).
 
@@ -30,7 +34,8 @@ def spread(factors: Sequence[Tensor], n: int, uniforms: Tensor | None = None, we
     ----------
     factors
         One matrix float ``[m, d]``, m >= n: points. Two, ``[m, a]`` and ``[m, b]``: points that are outer products of
-        their rows, which are never made. Distances are taken in float64.
+        their rows, which are never made. Distances are taken in float64; of a single matrix of more than `LARGE`
+        numbers in its own precision, since a copy of twice the size may not fit.
     uniforms
         float64 ``[n]`` in [0, 1): rows are drawn with probability ~ weight · D², which is all the randomness there is.
         Without it the row with the largest is taken, the first of equal ones.
@@ -39,15 +44,17 @@ def spread(factors: Sequence[Tensor], n: int, uniforms: Tensor | None = None, we
     centres
         Factors of rows that count as picked already, ``[k, …]``. Without any (or k = 0) the first pick goes by weight
         alone.
+    first
+        int64 ``[1]``: the row that is picked first, whatever its weight.
 
     Returns
     -------
     int64 ``[n]``, in the order of picking. A row that lies on a picked one has D² = 0 and is not drawn; when all that
     are left do, they are drawn by weight, and when that is 0 as well, uniformly (or by the lowest index).
     """
-    factors = [factor.double() for factor in factors]
-    plain = len(factors) == 1 and factors[0].shape[1] <= PLAIN
-    norms = None if plain else _norms(factors)
+    alone = len(factors) == 1
+    factors = [factor if alone and factor.numel() > LARGE else factor.double() for factor in factors]
+    norms = None if alone else _norms(factors)
     m, device = len(factors[0]), factors[0].device
     if n > m:
         raise ValueError(f"cannot pick {n} of {m} points")
@@ -56,17 +63,18 @@ def spread(factors: Sequence[Tensor], n: int, uniforms: Tensor | None = None, we
     if centres is None or not len(centres[0]):
         nearest = torch.full((m,), torch.inf, dtype=torch.float64, device=device)
     else:
-        nearest = _to_nearest(factors, [centre.double() for centre in centres])
+        nearest = _to_nearest(factors, [c.to(f.dtype) for c, f in zip(centres, factors, strict=True)])
     picked = torch.empty(n, dtype=torch.int64, device=device)
     for i in range(n):
         mass = torch.where(torch.isinf(nearest), 1.0, nearest) * weights * open_
         for fallback in (weights * open_, open_):
             mass = torch.where(mass.sum() > 0, mass, fallback)
         index = mass.argmax().view(1) if uniforms is None else draw(mass, uniforms[i])
+        index = first if i == 0 and first is not None else index
         picked[i : i + 1] = index
         open_[index] = 0.0
         one = [factor[index] for factor in factors]
-        squares = ((factors[0] - one[0]) ** 2).sum(1) if norms is None else _squares(factors, norms, one)[:, 0]
+        squares = _apart(factors[0], one[0]) if norms is None else _squares(factors, norms, one)[:, 0]
         nearest = torch.minimum(nearest, squares)
     return picked
 
@@ -78,6 +86,13 @@ def draw(mass: Tensor, uniform: Tensor) -> Tensor:
     index = torch.searchsorted(sums, (uniform * sums[-1]).view(1), right=True)
     # u < 1, yet u * total can round up to the total: take the last row with any mass then.
     return torch.minimum(index, (sums < sums[-1]).sum().view(1))
+
+
+def _apart(rows: Tensor, one: Tensor) -> Tensor:
+    """Squared distances float64 ``[m]`` to a row ``[1, d]``, as sums of squared differences: 0 of equal rows."""
+    if rows.shape[1] <= PLAIN:
+        return ((rows - one) ** 2).sum(1)
+    return torch.cdist(rows, one, compute_mode="donot_use_mm_for_euclid_dist")[:, 0].double().square()
 
 
 def _norms(factors: Sequence[Tensor]) -> Tensor:
@@ -135,18 +150,50 @@ def cover(vectors: Tensor, candidates: Tensor, n: int, kernel: Kernel, weight: T
         covered = torch.maximum(covered, kernel(vectors[part], vectors).max(0).values)
     parts, kept = candidates.split(step), None
     if len(candidates) * len(vectors) <= KEPT:  # else each pick computes them again
-        rows = max(1, GAINS // len(vectors))
-        kept = [some for part in parts for some in kernel(vectors[part], vectors).split(rows)]
+        kept = torch.empty(len(candidates), len(vectors), device=vectors.device)
+        for part, rows in zip(parts, kept.split(step), strict=True):
+            rows.copy_(kernel(vectors[part], vectors))
+        if vectors.device.type == "cpu":
+            return candidates[_lazily(kept, covered, weights, n)]
     closed = torch.zeros(len(candidates), dtype=torch.bool, device=vectors.device)
     picked = torch.empty(n, dtype=torch.int64, device=vectors.device)
     for i in range(n):
-        similar = iter(kept) if kept else (kernel(vectors[part], vectors) for part in parts)
-        gains = torch.cat([(some - covered).clamp_min_(0) @ weights for some in similar])
+        similar = (kernel(vectors[part], vectors) for part in parts) if kept is None else iter([kept])
+        gains = torch.cat([_gains(some, covered, weights) for some in similar])
         best = gains.masked_fill(closed, -1).argmax().view(1)
         chosen = candidates[best]
         picked[i : i + 1] = chosen
         closed[best] = True
         covered = torch.maximum(covered, kernel(vectors[chosen], vectors)[0])
+    return picked
+
+
+def _gains(similar: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
+    """What each row of ``similar [k, m]`` would add to what is ``covered [m]``."""
+    rows = max(1, GAINS // len(covered))
+    return torch.cat([(some - covered).clamp_min_(0) @ weights for some in similar.split(rows)])
+
+
+def _lazily(similar: Tensor, covered: Tensor, weights: Tensor, n: int) -> Tensor:
+    """The rows that `cover` picks, on the host: gains only shrink, so that of most rows the one of before says enough
+    (Minoux, 1978)."""
+    bounds = _gains(similar, covered, weights)
+    closed, fresh = torch.zeros_like(bounds, dtype=torch.bool), torch.ones_like(bounds, dtype=torch.bool)
+    picked = torch.empty(n, dtype=torch.int64)
+    for i in range(n):
+        while True:
+            known = bounds.masked_fill(closed | ~fresh, -1)
+            best = known.max()
+            # Sums are rounded: whoever comes close to the best is looked at again.
+            ahead = (~fresh & ~closed & (bounds >= best - 1e-5 * best.abs())).nonzero().view(-1)
+            if not len(ahead):
+                break
+            some = ahead[bounds[ahead].argsort(descending=True, stable=True)[:AT_ONCE]]
+            bounds[some], fresh[some] = _gains(similar[some], covered, weights), True
+        index = known.argmax()
+        picked[i], closed[index] = index, True
+        covered = torch.maximum(covered, similar[index])
+        fresh = torch.zeros_like(fresh)
     return picked
 
 

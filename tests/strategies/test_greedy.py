@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from meal_gpu.stages.greedy import BLOCK, cosine, cover, rbf, spread, top_hat, unit
+from meal_gpu.strategies.greedy import BLOCK, cosine, cover, rbf, spread, top_hat, unit
 
 
 def points(m: int, d: int, seed: int, values: int | None = None) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_draws_follow_weight_times_squared_distance():
 def test_centres_come_in_blocks(monkeypatch):
     rows, centres = points(40, 3, 0), points(30, 3, 1)
     whole = spread([rows], 10, centres=[centres])
-    monkeypatch.setattr("meal_gpu.stages.greedy.BLOCK", 80)
+    monkeypatch.setattr("meal_gpu.strategies.greedy.BLOCK", 80)
     assert BLOCK > 80
     assert torch.equal(spread([rows], 10, centres=[centres]), whole)
 
@@ -129,9 +129,23 @@ def test_every_row_can_be_picked_whatever_the_blocks(monkeypatch):
     weight = torch.arange(13.0)
     candidates = torch.arange(13)
     for block, kept in ((2**24, 2**27), (5 * 13, 2**27), (5 * 13, 0)):
-        monkeypatch.setattr("meal_gpu.stages.greedy.BLOCK", block)
-        monkeypatch.setattr("meal_gpu.stages.greedy.KEPT", kept)
+        monkeypatch.setattr("meal_gpu.strategies.greedy.BLOCK", block)
+        monkeypatch.setattr("meal_gpu.strategies.greedy.KEPT", kept)
         assert cover(rows, candidates, 13, cosine, weight).tolist() == [*range(12, 0, -1), 0]
+
+
+@given(m=st.integers(2, 40), n=st.integers(1, 20), values=st.sampled_from([None, 2]), k=st.integers(0, 3),
+       seed=st.integers(0, 999))
+def test_gains_of_before_change_nothing(m, n, values, k, seed):
+    """With what is kept and looked at lazily, and without: the same picks, also of equal rows, and when nothing is
+    left to gain."""
+    rows = unit(points(m, 3, seed, values) + 0.1)
+    weight = torch.randint(0, 3, (m,), generator=torch.Generator().manual_seed(seed)).float()
+    arguments = rows, torch.arange(m), min(n, m), rbf(0.8), weight, torch.arange(min(k, m))
+    with pytest.MonkeyPatch.context() as patch:
+        found = cover(*arguments).tolist()
+        patch.setattr("meal_gpu.strategies.greedy.KEPT", 0)
+        assert cover(*arguments).tolist() == found
 
 
 def test_more_than_there_are():
