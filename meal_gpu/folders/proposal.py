@@ -93,6 +93,8 @@ def _labels(made: Proposal, found: Survey) -> None:
     made.query["oracle"] = "simulated" if everything else "people"
     if everything:
         made.why["oracle"] = "all masks are there: they are revealed patch by patch, to see what labels are worth"
+        data["absent_classes"] = "allow"
+        made.why["absent_classes"] = "read off all masks: a rare class may be held out, or too small to be seen"
         made.told.append("All images have masks: the run only simulates that people label (query.oracle: simulated).")
     else:
         made.why["oracle"] = "a query goes out, and the run waits for its labels"
