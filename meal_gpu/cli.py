@@ -193,26 +193,32 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
 
 @app.command()
 def query(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)],
-          predictions: Annotated[Path, typer.Option(parser=expand, metavar="DIR",
-                                                    help="A .npy, .npz or .pt file per image of the "
-                                                    "pool, called like it: logits [classes, h, w] at any stride.")],
+          predictions: Annotated[Path | None, typer.Option(
+              parser=expand, metavar="DIR", help="A .npy, .npz or .pt file per image of the pool, called like it: "
+              "logits [classes, h, w] at any stride.")] = None,
+          onnx: Annotated[Path | None, typer.Option(parser=expand, metavar="FILE",
+                                                    help="Instead: a network, run by onnxruntime.")] = None,
+          pixels: Annotated[str | None, typer.Option(
+              metavar="HOW", help="Its input: imagenet (normalised so), unit (0 to 1) or bytes (0 to 255).")] = None,
+          features: Annotated[str | None, typer.Option(
+              metavar="NAME", help="Its output of feature maps, which meal embeds.")] = None,
           labelled: Annotated[list[Path] | None, typer.Option(
               parser=expand, metavar="FILE",
               help="query.json of an earlier call: its patches are labelled. Repeatable.")] = None,
           out: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                    help="Where query.json goes; without it the patches "
                                                    "are only shown.")] = None,
-          probabilities: Annotated[bool, typer.Option("--probabilities", help="The files hold probabilities.")] = False,
+          probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
           align_corners: Annotated[bool, typer.Option("--align-corners", help="How they are interpolated.")] = False,
           set_: SetOption = None) -> None:
-    """Which patches of CONFIG's pool to label next, by predictions of a network of your own; nothing is trained."""
-    from .library.command import query_saved, shown
+    """Which patches of CONFIG's pool to label next, by a network of your own: its predictions, or an ONNX file."""
+    from .library.command import query_pool, shown
 
     loaded = Config.load(config, set_)
     try:
         with Display(console) as show:
-            answer = query_saved(loaded, predictions, labelled or [], out,
-                                 "probabilities" if probabilities else "logits", align_corners, show.progress)
+            answer = query_pool(loaded, predictions, onnx, pixels, features, labelled or [], out,
+                                "probabilities" if probabilities else "logits", align_corners, show.progress)
     except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(" Nothing was written.") from stop
     shown(answer, out, console)

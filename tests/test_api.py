@@ -12,7 +12,7 @@ HOMES = {
     "run": "launch", "resume": "launch", "Config": "config", "InputError": "errors", "LabelsMissingError": "errors",
     "Pool": "stages.pool", "PoolView": "stages.select", "Strategy": "stages.select", "STRATEGIES": "stages.select",
     "DeepLabV3Plus": "network.model", "load_run": "report.runs",
-    "query": "library.query", "Manifold": "library.manifold",
+    "query": "library.query", "Manifold": "library.manifold", "Onnx": "library.onnxfile",
 }
 
 
