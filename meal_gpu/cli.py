@@ -26,9 +26,11 @@ from .options import (
     AcceptOption,
     CudaOption,
     OutOption,
+    PathOption,
     SchedulerOption,
     SetOption,
     WorkersOption,
+    found_in,
     sharded,
 )
 from .paths import expand
@@ -77,14 +79,14 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                     help="Go on with the run in DIR.")] = None,
         workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
-        accept: AcceptOption = False) -> None:
+        accept: AcceptOption = False, path: PathOption = None) -> None:
     """Run active learning as CONFIG says, or go on with a run (--resume).
 
     With --workers, --scheduler or --cuda, worker processes hold the pool of images and score it.
     """
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
-    set_ = [*(set_ or []), *sharded(workers, scheduler, cuda)]
+    set_ = [*(set_ or []), *sharded(workers, scheduler, cuda), *found_in(path)]
     if config is not None:
         if accept:
             raise InputError("--accept-changes goes with --resume DIR: a new run has none.")

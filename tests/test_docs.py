@@ -127,8 +127,10 @@ def shell(place: Path) -> Callable[[str], None]:
         if "--resume" in arguments:
             label(Path(arguments[arguments.index("--resume") + 1]))
         elif arguments[0] in ("run", "ingest", "info", "bench", "demo", "query"):
+            own = Path(arguments[1]).suffix == ".yaml" and "factory:" in Path(arguments[1]).read_text()
             arguments += [word for setting in tiny(place) for word in ("--set", setting)
-                          if setting.split("=")[0] not in given(arguments)]
+                          if setting.split("=")[0] not in given(arguments)
+                          and not (own and setting.startswith(("model.backbone", "query.strategy")))]
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, f"{line}\n{result.output}\n{result.exception}"
         done.add(shlex.join(call))

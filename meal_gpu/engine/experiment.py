@@ -16,8 +16,11 @@ from ..data.ingest import Stores, ingest
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
 from ..machine.warm_up import warm_up
+from ..network.build import build, needs_classes
+from ..network.factory import find
 from ..network.features import Features, batch_size, frames_of
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
+from ..network.own import OwnNetwork
 from ..planning.sizing import Placement, measure, place
 from ..randomness import derive
 from ..sharding.shards import Sharded, Shards, start
@@ -49,7 +52,7 @@ class Experiment:
     """Which of the pool's patches anybody is asked for."""
     strategy: Strategy
     placement: Placement
-    pretrained: DeepLabV3Plus
+    pretrained: Network
     """A network with the pretrained backbone; its head is never used."""
     train: Split
     """The pool's images."""
@@ -66,6 +69,7 @@ class Experiment:
     def like(self, config: Config, progress: Progress) -> "Experiment":
         """This one's data, network and features for another config; `unlike` must find nothing."""
         assert not unlike(self.config, config)
+        check_network(self.pretrained, config)
         return replace(self, config=config, strategy=find_strategy(config.query.strategy), progress=progress)
 
     @property
@@ -90,17 +94,17 @@ class Experiment:
         found = self.askable.filled
         return None if found is None else found.to(self.backend.device)
 
-    def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
+    def new_model(self, seed: int, round_: int) -> Network:
         """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
 
         Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of both as well.
         """
         torch.manual_seed(derive(seed, round_, "train"))
-        model = DeepLabV3Plus(len(self.class_names), self.config.model.without_weights)
-        model.backbone.load_state_dict(self.pretrained.backbone.state_dict())
+        model = build(len(self.class_names), self.config.model.without_weights)
+        model.begin_as(self.pretrained)
         return model.to(self.backend.device)
 
-    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor) -> Predictions | Sharded:
+    def look(self, model: Network, needs: set[str], free: Tensor) -> Predictions | Sharded:
         """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
 
         ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
@@ -124,6 +128,18 @@ class Experiment:
             return self.shards.look(self.pretrained, {"features"}, torch.ones(0, dtype=torch.bool), 0, self.progress)
         return predict(self.pretrained, self.train.features(self.pretrained), {"features"}, self.config.query.score,
                        self.backend, lambda _, done, total: self.progress("features", done, total))
+
+
+def check_network(network: Network, config: Config) -> None:
+    """Try somebody's network before long work. Raises `InputError` where it is none, or lacks what is asked of it."""
+    if not isinstance(network, OwnNetwork):
+        return
+    frame, query = config.data.tiling().within(config.data.context), config.query
+    _log.info("%s", network.check(frame.height, frame.width))
+    if find_strategy(query.strategy).needs & {"features", "embedding"}:
+        network.check_features(f"query.strategy '{query.strategy}' embeds features")
+    if query.min_distance:
+        network.check_features(f"query.min_distance {query.min_distance:g} compares features")
 
 
 def unlike(config: Config, other: Config) -> list[str]:
@@ -158,7 +174,11 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         workers = start(config)
         stack.callback(workers.close)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
-    pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
+    classes = len(dataset.class_names) if needs_classes(config.model) else 2
+    pretrained = build(classes, config.model).to(backend.device).eval()
+    check_network(pretrained, config)
+    if config.train.factory is not None:
+        find("train.factory", config.train.factory, config.model.path)
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
     for line in report(config.data, stores):
         _log.info("%s", line)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..randomness import generator
 from ..records import Record, append_round, drop_unfinished_line, read_rounds, rewrite_rounds
 from ..stages.evaluate import Score, evaluate
@@ -23,6 +23,7 @@ from .acquire import Query, acquire
 from .experiment import Experiment
 from .oracle import Oracle
 from .outputs import ids_of
+from .own_training import train_by
 
 Observer = Callable[[Record], None]
 """Called with the record of every round, those of a resumed run included."""
@@ -94,7 +95,7 @@ def initial_patches(experiment: Experiment, seed: int) -> Tensor:
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
-          clock: StageClock) -> tuple[DeepLabV3Plus, History[Score]]:
+          clock: StageClock) -> tuple[Network, History[Score]]:
     """Train f_θ on D_L, from scratch; evaluate as it goes."""
     model, val = experiment.new_model(seed, k), experiment.val
     features, val_features = experiment.train.features(model), val.features(model) if val else None
@@ -107,14 +108,17 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
                             experiment.progress)
 
     with clock.stage("train"):
-        history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,
-                        experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
-                        experiment.progress)
+        if experiment.config.train.factory is not None:
+            history = train_by(experiment, model, pool, seed, k, validate)
+        else:
+            history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,
+                            experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
+                            experiment.progress)
     clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
     return model, history
 
 
-def show(experiment: Experiment, model: DeepLabV3Plus, chosen: Query, k: int, directory: Path) -> None:
+def show(experiment: Experiment, model: Network, chosen: Query, k: int, directory: Path) -> None:
     """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
     outputs.keep_embedding(chosen, k, directory)
     maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)

@@ -12,10 +12,10 @@ from ..data.datasets import open_dataset
 from ..data.ingest import ingest
 from ..display import number
 from ..errors import InputError
+from ..network.reading import Outputs
 from ..records import Record
 from ..timing import Progress
 from .images import PREPARED
-from .network import Outputs
 from .onnxfile import Onnx
 from .query import Answer, query
 

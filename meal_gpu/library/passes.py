@@ -14,10 +14,11 @@ from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Means, mean_matrices, patch_means
 from ..network.model import DeepLabV3Plus
+from ..network.reading import in_eval
 from ..stages.predict import PatchMaps, Predictions, patch_maps, predict
 from ..timing import Progress
 from .images import Images
-from .network import Observed, Seen, in_eval
+from .network import Observed, Seen
 
 
 @dataclass

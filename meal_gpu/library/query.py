@@ -19,6 +19,7 @@ from ..grid import Grid, Size
 from ..machine.backend import Backend, resolve
 from ..network.features import Features
 from ..network.model import DeepLabV3Plus
+from ..network.reading import Outputs, layers_with_maps
 from ..paths import expand
 from ..records import Record
 from ..stages.pool import Pool
@@ -30,7 +31,7 @@ from .bar import shown
 from .images import PREPARED, Files, Images, Pixels, Prepare, open_images
 from .labelled import Labelled
 from .manifold import Manifold
-from .network import Layer, Observed, Outputs, layers_with_maps
+from .network import Layer, Observed
 from .onnxfile import Onnx, Reader
 from .passes import Foreign, Ours, Reading
 from .saved import Replayed, Saved

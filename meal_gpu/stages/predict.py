@@ -1,4 +1,4 @@
-"""Score the pool (paper, Step 1): stride-4 logits → uncertainty per patch, in one pass over the frames."""
+"""Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
 from ..network.features import filled as filled_up
 from ..network.fold import for_scoring
-from ..network.model import DeepLabV3Plus, Upsampling
+from ..network.interface import Network, Upsampling
 from ..network.windows import along
 from ..timing import Progress, no_progress
 
@@ -59,7 +59,7 @@ class PatchMaps:
 
 
 @torch.no_grad()
-def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], score: str, backend: Backend,
+def predict(model: Network, features: Features, needs: Collection[str], score: str, backend: Backend,
             progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
             filled: Tensor | None = None) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
@@ -96,7 +96,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         n = (frames.stop - frames.start) * cells
         held[name][frames.start * cells :][:n] = values[:n]
 
-    low, high = features.means[features.low_size], features.means[features.high_size]
+    low, high = features.means[features.logits_size], features.means[features.high_size]
     for frames, given in features.given():
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
@@ -108,7 +108,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
 
 
-def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
+def predict_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
                   wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None = None) -> list[Tensor]:
     """What is wanted of a batch, in that order; matrices from `Features`, ``filled`` of its patches as in `predict`."""
     if wanted == ("features",):
@@ -119,10 +119,11 @@ def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means
     if "score" in wanted:
         size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
         if filled is None:
-            sums = patch_entropy(logits, size, tiling, score=score)
+            sums = patch_entropy(logits, size, tiling, score=score, align_corners=model.align_corners)
             found.append(sums.flatten() / grid.patch_pixels)
         else:
-            sums, pixels = patch_entropy(logits, size, tiling, score=score, return_map=True)
+            sums, pixels = patch_entropy(logits, size, tiling, score=score, align_corners=model.align_corners,
+                                         return_map=True)
             found.append(filled_means(sums.flatten() / grid.patch_pixels, pixels, grid, filled))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
@@ -148,7 +149,7 @@ def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> T
 
 
 @torch.no_grad()
-def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
+def patch_maps(model: Network, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
     """Entropy map and prediction of single patches ``ids`` int64 ``[n]`` (host), through the windowed decoder."""
     model.eval()
     cells, windows = features.frames.grid.cells, features.windows
