@@ -135,6 +135,8 @@ class Whole(_Model):
     """What the round contained."""
     clock_ms: dict[str, float] = {}
     """What the round's own clock says of its stages, in the order in which they ended: median over the rounds."""
+    checking_ms: float = 0.0
+    """In them, for comparing what is read from the store with its checksums: median over the rounds."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property

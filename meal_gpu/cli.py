@@ -20,6 +20,7 @@ from .config import Config
 from .display import Display
 from .endings import Interrupted, Terminated, end_well
 from .errors import InputError, LabelsMissingError
+from .machine.waiting import wait_asleep
 from .options import (
     CONFIG_HELP,
     SWEEP_HELP,
@@ -335,6 +336,7 @@ def _say_where(file: Path) -> None:
 
 def main() -> None:
     """Entry point of ``meal-gpu``."""
+    wait_asleep()
     end_well(app, errors)
 
 

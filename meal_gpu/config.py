@@ -4,6 +4,7 @@ Keys are part of the public contract. A YAML file gives some of them, ``--set a.
 nobody gave has the default written here.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,17 +36,39 @@ class TrainConfig(Section):
     """Factor of the learning rate; see ``lr_decay_every``."""
     lr_decay_every: NonNegative = 0
     """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
+    schedule: Literal["step", "cosine", "poly"] = "step"
+    """``step``: by ``lr_decay``; ``cosine`` and ``poly`` (power 0.9) fall to 0 over the steps of a round."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """``adamw`` decays the weights by ``weight_decay``, apart from the gradients."""
+    weight_decay: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Of ``adamw``, times the learning rate in each step."""
+    min_steps: NonNegative = 0
+    """Steps that a round has at least: epochs are added until there are so many. Epochs alone make a training the
+    shorter the fewer patches are labelled."""
+    ema: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of a mean of the weights, which is evaluated, scores, and is kept in place of the last step's. 0:
+    no mean."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
     factory: Factory | None = None
     """Your own training, ``package.module:function``: called with the network and the labelled patches of a round, it
     returns the trained network; the keys above but ``epochs`` are then its own affair. See docs/your-network.md."""
 
+    def lasting(self, epochs: int, per_epoch: int) -> int:
+        """So many epochs of so many steps, and as many more as ``min_steps`` takes."""
+        return max(epochs, math.ceil(self.min_steps / max(per_epoch, 1)))
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.lr_decay < 1 and self.lr_decay_every == 0:
             raise ValueError(f"train.lr_decay is {self.lr_decay:g} and train.lr_decay_every is 0, so that it would "
                              "never be applied. Give train.lr_decay_every in epochs, or leave out train.lr_decay.")
+        if self.lr_decay_every and self.schedule != "step":
+            raise ValueError(f"train.schedule is '{self.schedule}' and train.lr_decay_every is {self.lr_decay_every}: "
+                             "that schedule has no steps. Use train.schedule: step, or leave out train.lr_decay_every.")
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError(f"train.weight_decay is {self.weight_decay:g} and train.optimizer is 'adam', which decays "
+                             "no weights. Use train.optimizer: adamw, or leave out train.weight_decay.")
         return self
 
 
@@ -125,6 +148,9 @@ class Config(Section):
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """``auto`` takes CUDA where a first call of the score kernel succeeds there."""
+    threads: int | str = "auto"
+    """Threads of this process: a number, or ``auto`` for as many as it may use cores (``OMP_NUM_THREADS`` says
+    otherwise). On the CPU equal runs need equal numbers. On small images one thread is as fast as two."""
     seeds: Annotated[list[NonNegative], Field(min_length=1)] = [0, 1, 2]  # noqa: RUF012 - pydantic copies it
     """One repetition of the run per seed: other initial images, weights and draws."""
     data: DataConfig = DataConfig()
@@ -135,6 +161,13 @@ class Config(Section):
     tracking: list[Literal["tensorboard", "mlflow"]] = []  # noqa: RUF012 - pydantic copies it
     """Where copies of the rounds' records go besides (``pip install 'meal-gpu[tensorboard]'``, ``[mlflow]``): event
     files in the run's directory; a run of MLflow, where ``MLFLOW_TRACKING_URI`` says."""
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _counted(cls, threads: object) -> object:
+        if threads == "auto" or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1):
+            return threads
+        raise ValueError(f"threads is {threads!r}. Give a number of threads (at least 1), or auto.")
 
     @field_validator("seeds")
     @classmethod
@@ -187,7 +220,7 @@ class Config(Section):
         return keys
 
 
-MACHINE_KEYS = ("device", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
+MACHINE_KEYS = ("device", "threads", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
                 "model.cache_features", "model.path", "query.scoring", "query.workers", "tracking")
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 

@@ -27,9 +27,10 @@ class Display:
         """Per seed and round: patches × epochs, which is what most of the time goes to."""
         if config is not None and config.query.n_initial_images:
             rounds, initial = config.query.rounds, config.query.n_initial_images * config.data.tiling().cells
-            epochs = [config.train.epochs] * rounds + [config.train.final_epochs]
-            self.work = [[float(initial + k * config.query.n_query) * epochs[k] for k in range(rounds + 1)]
-                         for _ in config.seeds]
+            patches, train = [initial + k * config.query.n_query for k in range(rounds + 1)], config.train
+            epochs = [train.lasting(train.final_epochs if k == rounds else train.epochs, n // train.batch_size)
+                      for k, n in enumerate(patches)]
+            self.work = [[float(n * passes) for n, passes in zip(patches, epochs, strict=True)] for _ in config.seeds]
         self.whole = self.bars.add_task("whole run", total=sum(map(sum, self.work))) if self.work else None
         self.seeds: list[int] = list(config.seeds) if config is not None else []
         self.at = (0, 0)

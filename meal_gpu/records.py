@@ -96,7 +96,7 @@ def _config(file: Path) -> tuple[Seal | None, bytes]:
 
 def _parsed(file: Path, text: bytes, overrides: list[str] | None = None) -> Config:
     values = parse_yaml(text, file)
-    missing = [name for name in Config.model_fields if name not in values and name != "tracking"]  # older runs had none
+    missing = [name for name in Config.model_fields if name not in values and name not in ("threads", "tracking")]
     if missing:
         raise InputError(f"{file} is not what a run writes: it lacks {', '.join(missing)}. Restore it; a run's config "
                          "is never completed by defaults.")

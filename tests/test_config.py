@@ -18,7 +18,7 @@ ROOT = {"dataset": "camvid", "root": "/data"}
 
 BAD_VALUES = [
     # what is given                                  what the message must say: the key, the value, what is allowed
-    ({"trian": {}}, "Unknown key 'trian'. Did you mean 'train'? Allowed here: device, seeds, data, model, train"),
+    ({"trian": {}}, "Unknown key 'trian'. Did you mean 'train'? Allowed here: device, threads, seeds, data, model"),
     ({"train": {"epoch": 3}}, "Unknown key 'train.epoch'. Did you mean 'epochs'? Allowed here: epochs, final_epochs"),
     ({"data": {"class_nmaes": []}}, "Unknown key 'data.class_nmaes'. Did you mean 'class_names'?"),
     ({"xyzzy": 1}, "Unknown key 'xyzzy'. Allowed here: device"),

@@ -1,13 +1,17 @@
 """``meal-gpu bench [CONFIG]``: a whole acquisition round, stage by stage, and in one go."""
 
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from meal_gpu.config import Config
+from meal_gpu.data.store import Checksums
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.engine.oracle import SimulatedOracle
@@ -122,12 +126,12 @@ def measured(case: Case, roofs: Roofs, effort: Effort, device: torch.device, cal
 
 
 def whole_round(config: Config, folder: Path, timer: Timer, calibration: Calibration,
-                images: int = 0) -> tuple[Sample, dict[str, float]]:
+                images: int = 0) -> tuple[Sample, dict[str, float], float]:
     """From image files to the labels of the first query, with one epoch of training and one evaluation.
 
-    Its time, and the seconds of its stages by the round's own clock.
+    Its time, the seconds of its stages by the round's own clock, and those that checking took of them.
     """
-    clock = StageClock(timer.device)
+    clock, checking = StageClock(timer.device), [0.0]
 
     def go(store: Path) -> None:
         short = in_store(config, store).revised("train", epochs=1, final_epochs=1, eval_every=1)
@@ -144,16 +148,34 @@ def whole_round(config: Config, folder: Path, timer: Timer, calibration: Calibra
         with clock.stage("reveal"):
             pool.reveal(chosen.ids, oracle.label(1, chosen.ids))
 
-    with tempfile.TemporaryDirectory(prefix="whole-", dir=folder) as store:
+    with tempfile.TemporaryDirectory(prefix="whole-", dir=folder) as store, _counted(checking):
         sample = Sample.take(lambda: go(Path(store)), timer, calibration=calibration)
-    return sample, clock.seconds
+    return sample, clock.seconds, checking[0]
 
 
-def _whole(rounds: Sequence[tuple[Sample, dict[str, float]]], stage_sum_ms: float) -> Whole:
-    stages = {name: 1e3 * median(clock[name] for _, clock in rounds) for name in rounds[0][1]}
-    return Whole(times=Times.of(Timing.of([sample for sample, _ in rounds])), stage_sum_ms=stage_sum_ms,
-                 clock_ms=stages, content="ingest, features, an epoch on the initial patches, an evaluation, scoring, "
-                                          "selection, reveal")
+@contextmanager
+def _counted(seconds: list[float]) -> Iterator[None]:
+    """Add to the one number what the comparing of a store's checksums takes meanwhile."""
+    compare = Checksums.compare
+
+    def timed(self: Checksums, rows: np.ndarray, first: int, last: int) -> None:
+        begin = time.perf_counter()
+        compare(self, rows, first, last)
+        seconds[0] += time.perf_counter() - begin
+
+    Checksums.compare = timed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Checksums.compare = compare  # type: ignore[method-assign]
+
+
+def _whole(rounds: Sequence[tuple[Sample, dict[str, float], float]], stage_sum_ms: float) -> Whole:
+    stages = {name: 1e3 * median(clock[name] for _, clock, _ in rounds) for name in rounds[0][1]}
+    return Whole(times=Times.of(Timing.of([sample for sample, *_ in rounds])), stage_sum_ms=stage_sum_ms,
+                 clock_ms=stages, checking_ms=1e3 * median(checking for *_, checking in rounds),
+                 content="ingest, features, an epoch on the initial patches, an evaluation, scoring, "
+                         "selection, reveal")
 
 
 def acquisition(ground: Ground, stages: list[Stage]) -> list[str]:

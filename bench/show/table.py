@@ -68,8 +68,10 @@ def whole_text(whole: Whole) -> str:
     apart = (f"{whole.gap:.1%} of the round is between them: host work and waiting" if whole.gap >= 0 else
              f"{-whole.gap:.1%} more than the round, in which they ran at another moment")
     clock = ", ".join(f"{name} {ms / 1e3:,.3g} s" for name, ms in whole.clock_ms.items())
+    checking = (f" Comparing checksums took {whole.checking_ms:,.3g} ms of it, "
+                f"{whole.checking_ms / whole.times.median_ms:.2%}." if whole.checking_ms else "")
     return (f"A whole round in one go ({whole.content}): {took}. Its stages, each measured alone, add up to {summed}: "
-            f"{apart}.{f' By its own clock: {clock}.' if clock else ''}")
+            f"{apart}.{f' By its own clock: {clock}.' if clock else ''}{checking}")
 
 
 def _table(result: Result) -> Table:

@@ -15,6 +15,7 @@ from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
+from ..machine.card import threads
 from ..machine.warm_up import warm_up
 from ..network.build import build, needs_classes
 from ..network.factory import find
@@ -63,7 +64,7 @@ class Experiment:
     _exit: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
-        """Send the workers home, where there are any."""
+        """Send the workers home, where there are any, and give the process its number of threads back."""
         self._exit.close()
 
     def like(self, config: Config, progress: Progress) -> "Experiment":
@@ -161,6 +162,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
 
 
 def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
+    stack.enter_context(threads(config.threads))
     strategy = find_strategy(config.query.strategy)
     backend = resolve(config, strategy.embeds)
     announce(backend, config)

@@ -101,7 +101,8 @@ def resolve(config: Config, embeds: bool = True) -> Backend:
 
     Raises `InputError` for an explicit choice that this machine does not have.
     """
-    card.settle_threads()
+    if config.threads == "auto":
+        card.settle_threads()
     _start_threads()
     device, device_reason = _device(config.device)
     if device.type == "cpu":

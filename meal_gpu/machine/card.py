@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -55,6 +56,18 @@ def settle_threads(root: Path = limits.ROOT) -> None:
     share of the processor, and threads that have used it up wait for the next tenth of a second, all of them."""
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores(root):
         torch.set_num_threads(usable_cores(root))
+
+
+@contextlib.contextmanager
+def threads(wanted: int | str) -> Iterator[None]:
+    """Meanwhile so many threads in this process; ``auto`` leaves them as they are, see `settle_threads`."""
+    before = torch.get_num_threads()
+    if isinstance(wanted, int):
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def processes() -> int:

@@ -138,9 +138,10 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     name = next((name for name in DATA_SHEETS if name in str(card().get("gpu", "")).lower()), "h100")
     sheet, query, train = DATA_SHEETS[name], config.query, config.train
     n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
-    frozen, evaluations = config.model.freeze_backbone, math.ceil(train.epochs / train.eval_every)
+    epochs = train.lasting(train.epochs, middle(config, n) // train.batch_size)
+    frozen, evaluations = config.model.freeze_backbone, math.ceil(epochs / train.eval_every)
     each = costs(config, name, n, n_val, extent.n_classes)
-    scoring, training, validating = each.scoring, each.epoch.times(train.epochs), each.evaluation.times(evaluations)
+    scoring, training, validating = each.scoring, each.epoch.times(epochs), each.evaluation.times(evaluations)
     fit = _embedding(config, n, name)
     each_round = fit if query.strategy == "meal_ft" else 0.0
     total = scoring.seconds + each_round + training.seconds + validating.seconds
@@ -163,7 +164,7 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         "  forward": f"{scoring} for {n:,} images, the kernel within",
         "  kernel": f"{_seconds(each.kernel.gpu)} for {patches:,} patches",
         "  embed": embed,
-        "  train": f"{training} for {train.epochs} epochs on {middle(config, n):,} patches, the "
+        "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the "
                    "middle of a run",
         "  evaluate": f"{validating} for {evaluations} times {n_val:,} images",
     }

@@ -7,7 +7,7 @@ Settings of the training that differ do not hide the value; they are listed besi
 
 from dataclasses import dataclass
 
-from ..config import Config
+from ..config import Config, TrainConfig
 
 COLUMNS = ("random", "entropy", "meal", "meal_ft")
 
@@ -85,7 +85,7 @@ def _departures(config: Config) -> list[str]:
     settings: dict[str, tuple[object, object]] = {
         "train.epochs": (train.epochs, 25), "train.final_epochs": (train.final_epochs, 32),
         "train.batch_size": (train.batch_size, 8), "train.lr": (train.lr, 0.001),
-        "train.lr_decay_every": (train.lr_decay_every if train.lr_decay < 1 else 0, 0),
+        "train.lr_decay_every": (train.lr_decay_every if train.lr_decay < 1 else 0, 0), **_recipe(train),
     }
     if config.query.strategy in ("meal", "meal_ft"):
         settings["query.selector"] = (config.query.selector, "seeding")
@@ -99,7 +99,14 @@ def _supervised_departures(config: Config) -> list[str]:
         "train.final_epochs": (train.final_epochs, 60), "train.batch_size": (train.batch_size, 2),
         "train.sample": (train.sample, "image"), "train.lr": (train.lr, 0.0008),
         "train.lr_decay": (train.lr_decay, 0.1), "train.lr_decay_every": (train.lr_decay_every, 20),
+        **_recipe(train),
     })
+
+
+def _recipe(train: TrainConfig) -> dict[str, tuple[object, object]]:
+    """What neither of the paper's trainings has."""
+    return {f"train.{key}": (getattr(train, key), TrainConfig.model_fields[key].default)
+            for key in ("schedule", "optimizer", "min_steps", "ema")}
 
 
 def _differences(settings: dict[str, tuple[object, object]]) -> list[str]:

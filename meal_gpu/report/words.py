@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..config import TrainConfig
 from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
@@ -42,6 +43,7 @@ def setting(run: Run) -> str:
                   f"({last / run.dataset.n_patches:.1%}).")
         training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
                     "last")
+    training += recipe(train)
     frozen = "frozen" if model.freeze_backbone else "finetuned"
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
     checked = (f" and evaluated on {run.dataset.n_val_images:,} images" if run.dataset.n_val_images
@@ -52,6 +54,15 @@ def setting(run: Run) -> str:
     if run.config.train.factory is not None:
         training = f"trained by {run.config.train.factory}"
     return f"{pool} {budget} {network} is {training}{checked}."
+
+
+def recipe(train: TrainConfig) -> str:
+    """What a training has that the paper's has not, to follow a sentence; nothing, where it has none of it."""
+    parts = [f"at least {train.min_steps:,} steps"] if train.min_steps else []
+    parts += [f"AdamW (weight decay {train.weight_decay:g})"] if train.optimizer == "adamw" else []
+    parts += [f"a {train.schedule} schedule"] if train.schedule != "step" else []
+    parts += [f"a moving mean of the weights ({train.ema:g})"] if train.ema else []
+    return f" with {_list(parts)}" if parts else ""
 
 
 def choosing(run: Run) -> str:

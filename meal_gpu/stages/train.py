@@ -17,6 +17,7 @@ from ..network.features import Features
 from ..network.interface import Network
 from ..network.windows import Windows, along
 from ..timing import Progress, no_progress
+from .recipe import MovingMean, optimiser_of, schedule_of, trained_state
 
 
 class Measured(Protocol):
@@ -45,14 +46,15 @@ class History(Generic[S]):
 def train(model: Network, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, epochs: int,
           backend: Backend, order: torch.Generator, evaluate: Callable[[], S | None],
           progress: Progress = no_progress) -> History[S]:
-    """Adam on the cross-entropy of the labelled pixels, without augmentation or weight decay.
+    """Adam on the cross-entropy of the labelled pixels, without augmentation or weight decay, unless the config's
+    recipe says otherwise (`stages.recipe`).
 
     Parameters
     ----------
     ids, labels
         Labelled patches int64 ``[n]`` and their labels uint8 ``[n, patch_height, patch_width]``, 255 = void.
     epochs
-        Passes over the labelled patches.
+        Passes over the labelled patches; more where ``config.min_steps`` asks for them.
     order
         Generator of the samples' order. Dropout draws from PyTorch's global generator.
     evaluate
@@ -68,38 +70,47 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
         raise InputError(f"{len(ids)} patch is labelled and batch-norm needs at least 2 to train on: use a finer "
                          "data.grid or a larger query.n_initial_images.")
     host_ids = ids.cpu()
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=config.lr, fused=True)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, config.lr_decay_every or epochs, config.lr_decay)
+    per_epoch = _steps(host_ids, features.frames.grid.cells, config)
+    epochs = config.lasting(epochs, per_epoch)
+    optimiser, mean = optimiser_of(model, config), MovingMean(model, config.ema)
+    schedule = schedule_of(optimiser, config, epochs, per_epoch)
+
+    def stepped() -> None:
+        schedule.step()
+        mean.follow()
+
     history: History[S] = History()
     kept: dict[str, Tensor] = {}
     for epoch in range(1, epochs + 1):
         model.train()
         batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
         with backend.repeatable():
-            mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend))
-        schedule.step()
+            mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend,
+                                          stepped))
         if not math.isfinite(mean_loss):
             raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "
                              f"{config.lr:g}. Lower it, or use model.precision: float32.")
         if epoch % config.eval_every == 0 or epoch == epochs:
-            score = evaluate()
-            miou = score.miou if score else None
-            history.epochs.append({"epoch": epoch, "loss": mean_loss, "miou": miou})
-            history.last = score
-            if history.best is None or history.best.miou is None or (miou is not None and miou > history.best.miou):
-                history.best, history.best_epoch = score, epoch
-                kept = _trained_state(model)
+            with mean.in_place():
+                score = evaluate()
+                miou = score.miou if score else None
+                history.epochs.append({"epoch": epoch, "loss": mean_loss, "miou": miou})
+                history.last = score
+                if history.best is None or history.best.miou is None or (miou is not None and miou > history.best.miou):
+                    history.best, history.best_epoch = score, epoch
+                    kept = {name: value.clone() for name, value in trained_state(model).items()}
         progress("train", epoch, epochs)
     model.load_state_dict(kept, strict=False)
     return history
 
 
 def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
-                host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend) -> Tensor:
+                host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend,
+                stepped: Callable[[], None] = lambda: None) -> Tensor:
     """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
 
-    ``host_ids`` are the ids again, on the host. Nothing here waits for the device: what the steps need of the host is
-    sent before the first.
+    ``host_ids`` are the ids again, on the host; ``stepped`` is called after each step. Nothing here waits for the
+    device: what the steps need of the host is sent before the first.
     """
     cells, losses = features.frames.grid.cells, torch.empty(len(batches), device=ids.device)
     compiled_loss = backend.compiled(patch_loss)
@@ -109,6 +120,7 @@ def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor,
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
+        stepped()
         losses[step] = loss.detach()
     return losses.mean()
 
@@ -144,17 +156,22 @@ def _batches(ids: Tensor, cells: int, config: TrainConfig, order: torch.Generato
     The last batch is dropped when it is not full (one of a single patch would break batch-norm), except when there
     are fewer samples than one batch.
     """
-    if config.sample == "patch":
-        samples = list(torch.arange(len(ids)).unsqueeze(1))
-    else:
-        frames = ids // cells
-        samples = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
+    samples = _samples(ids, cells, config)
     shuffled = torch.randperm(len(samples), generator=order).tolist()
     size = min(config.batch_size, len(samples))
     for start in range(0, len(samples) - size + 1, size):
         yield torch.cat([samples[i] for i in shuffled[start : start + size]])
 
 
-def _trained_state(model: Network) -> dict[str, Tensor]:
-    """A copy of what training changes: not of a frozen backbone."""
-    return {name: value.clone() for name, value in model.state_dict().items() if not model.constant(name)}
+def _steps(ids: Tensor, cells: int, config: TrainConfig) -> int:
+    """How many batches an epoch has."""
+    samples = len(_samples(ids, cells, config))
+    return samples // min(config.batch_size, samples)
+
+
+def _samples(ids: Tensor, cells: int, config: TrainConfig) -> list[Tensor]:
+    """Positions in ``ids`` of each thing that ``batch_size`` counts."""
+    if config.sample == "patch":
+        return list(torch.arange(len(ids)).unsqueeze(1))
+    frames = ids // cells
+    return [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]

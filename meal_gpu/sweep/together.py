@@ -4,7 +4,7 @@ For sweeps whose runs differ in what is learned and asked for alone (`engine.exp
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Shared:
             self.held.append(prepare(self.lead, progress))
         yield self.held[0].like(config, progress)
 
+    def close(self) -> None:
+        for experiment in self.held:
+            experiment.close()
+
 
 def check_together(points: Sequence[Point]) -> None:
     """Raise `InputError` for runs that cannot share a pool."""
@@ -50,12 +54,14 @@ def run_together(points: Sequence[Point], directory: Path, console: Console) -> 
     Only bad input is a failure of a run: anything else ends all of them.
     """
     embedding = [point.config for point in points if find_strategy(point.config.query.strategy).embeds]
-    shared, failures = Shared((embedding or [point.config for point in points])[0]), {}
-    for number, point in enumerate(points, 1):
-        console.print(f"[bold]{point.name}[/] ({number} of {len(points)})", highlight=False)
-        with Display(console, point.config) as show:
-            try:
-                run_or_resume(point.config, directory / point.name, show.progress, show.observe, prepared=shared.lend)
-            except InputError as error:
-                failures[point.name] = str(error)
+    failures = {}
+    with closing(Shared((embedding or [point.config for point in points])[0])) as shared:
+        for number, point in enumerate(points, 1):
+            console.print(f"[bold]{point.name}[/] ({number} of {len(points)})", highlight=False)
+            with Display(console, point.config) as show:
+                try:
+                    run_or_resume(point.config, directory / point.name, show.progress, show.observe,
+                                  prepared=shared.lend)
+                except InputError as error:
+                    failures[point.name] = str(error)
     return failures

@@ -18,7 +18,7 @@ from meal_gpu.bench.baselines import rivals
 from meal_gpu.bench.parts import embed, estimate, kernels, round, stages, training
 from meal_gpu.bench.result import WrongResultError
 from meal_gpu.bench.show.compare import compare
-from meal_gpu.bench.show.table import line, show
+from meal_gpu.bench.show.table import line, show, whole_text
 from meal_gpu.bench.subjects import ground
 from meal_gpu.bench.timing.measure import Calibration, Effort
 from meal_gpu.config import Config
@@ -177,6 +177,8 @@ def test_whole_round_and_its_result(monkeypatch, config, made, tmp_path):
     assert result.whole is not None
     assert result.whole.stage_sum_ms > 0
     assert len(result.whole.times.seconds) == 2
+    assert 0 < result.whole.checking_ms < 0.5 * result.whole.times.median_ms
+    assert "Comparing checksums took" in whole_text(result.whole)
     clock = result.whole.clock_ms
     assert set(clock) == {"ingest and features", "train", "evaluate", "score", "select", "embed", "reveal"}
     assert 0.5 * result.whole.times.median_ms < sum(clock.values()) <= max(result.whole.times.seconds) * 1e3

@@ -33,6 +33,8 @@ def cells() -> list[dict[str, Any]]:
               "data.placement": placement, "model.cache_features": "auto" if placement == "resident" else "never"}
              for frozen, (context, sample), placement in itertools.product(
                  [True, False], sampled, ["resident", "streamed"])]
+    every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
+                  "train.min_steps": 3, "train.ema": 0.9}
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs
         every[0]["query.strategy"] = "meal"
     return every

@@ -1,7 +1,13 @@
 """What is said of the machine that the tests run on."""
 
+import pytest
 import torch
+from tiny import tiny_config
 
+from meal_gpu.config import Config
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.errors import InputError
+from meal_gpu.machine.backend import resolve
 from meal_gpu.machine.card import card, free_bytes
 
 
@@ -17,3 +23,22 @@ def test_free_memory_is_less_than_all_of_it():
     total = card()["memory_gb"]
     assert isinstance(total, float)
     assert 0 < free_bytes(torch.device("cpu")) < total * 1e9
+
+
+def test_a_config_says_how_many_threads_and_gives_them_back(tmp_path):
+    before = torch.get_num_threads()
+    experiment = prepare(tiny_config(tmp_path, threads=before + 1, **{"query.strategy": "random"}))
+    try:
+        assert torch.get_num_threads() == before + 1
+        resolve(experiment.config)
+        assert torch.get_num_threads() == before + 1
+        assert card()["threads"] == before + 1
+    finally:
+        experiment.close()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "many", None])
+def test_a_number_of_threads_that_is_none(threads):
+    with pytest.raises(InputError, match=r"threads is .*\. Give a number of threads \(at least 1\), or auto\."):
+        Config.load({"threads": threads})
