@@ -166,7 +166,11 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
     from meal_gpu.errors import InputError
 
     if not draw:
-        yield Config.load(name, overrides)
+        loaded = Config.load(name, overrides)
+        if loaded.model.factory is not None:
+            raise InputError(f"model.factory is '{loaded.model.factory}': the benchmark takes the network that ships "
+                             "apart. Leave it out; meal-gpu bench query measures what is done with another's outputs.")
+        yield loaded
         return
     from .subjects.cityscapes import write
 

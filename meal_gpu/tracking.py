@@ -75,6 +75,7 @@ class MLflow(Tracker):
             for key, value in config.flat().items():
                 self.client.log_param(self.run, key, str(value)[:500])
             write_atomic(note, json.dumps({"run": self.run}).encode())
+        self.client.update_run(self.run, status="RUNNING")
         self.done = {metric.step for metric in self.client.get_metric_history(self.run, "n_labelled")}
 
     def _held(self, note: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -43,17 +44,17 @@ def query_pool(config: Config, predictions: Path | None, network: Path | None, p
     for file in labelled:
         done += _patches(file, config)
     asked, data = config.query, config.data
-    images, names, size = None, None, data.image_size
-    if network is None:
-        names = [sample.name for sample in open_dataset(data).train]
+    if network is not None:
+        source: dict[str, Any] = {"network": Onnx(network), "images": ingest(data, progress).train}
     else:
-        images = ingest(data, progress).train
+        source = {"network": predictions, "images": None,
+                  "names": [sample.name for sample in open_dataset(data).train]}
     return query(
-        predictions or Onnx(network or ""), images, data.grid, asked.n_query, labelled=done, strategy=asked.strategy,
+        **source, grid=data.grid, n=asked.n_query, labelled=done, strategy=asked.strategy,
         features=features, seed=config.seeds[0], round=len(labelled), score=asked.score,
         n_informative=asked.n_informative, selector=asked.selector, min_distance=asked.min_distance,
         umap=config.umap.model_dump(exclude={"backend"}), align_corners=align_corners, outputs=outputs, prepare=pixels,
-        names=names, size=size, out=out, progress=progress)
+        size=data.image_size, out=out, progress=progress)
 
 
 def shown(answer: Answer, out: Path | None, console: Console) -> None:

@@ -11,7 +11,9 @@ import torch
 from networks import plain as plain_loop
 from safetensors.torch import load_file
 from tiny import tiny_config
+from typer.testing import CliRunner
 
+from meal_gpu import cli
 from meal_gpu.config import Config
 from meal_gpu.data.pixels import normalise
 from meal_gpu.engine.acquire import acquire
@@ -202,6 +204,18 @@ def test_keys_that_do_not_go_together(keys, said):
     with pytest.raises(InputError) as error:
         Config.load({}, keys)
     assert said in str(error.value)
+
+
+def test_from_a_shell(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(own_config(tmp_path, model__path=None).dump())
+    call = ["run", str(file), "--path", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    error = CliRunner().invoke(cli.app, call).exception
+    assert f"model.path is {tmp_path / 'none'}, which is no directory" in str(error)
+    told = CliRunner().invoke(cli.app, ["info", str(file), "--set", f"model.path={HERE}"])
+    assert told.exit_code == 0, told.output
+    assert "not counted: the network is not ours" in told.output
+    assert "the network that ships" in str(CliRunner().invoke(cli.app, ["bench", "round", str(file)]).exception)
 
 
 @pytest.mark.parametrize("factory", ["smp:Unet", "torchvision:deeplabv3_mobilenet_v3_large",
