@@ -90,7 +90,7 @@ def test_a_run_of_before_there_was_tracking_goes_on(tmp_path):
     directory = run(tiny_config(tmp_path, **{"query.strategy": "random", "train.epochs": 1}), tmp_path / "run")
     file = directory / "config.yaml"
     text = file.read_text()
-    lines = [line for line in text.splitlines() if not line.startswith("tracking:")]
+    lines = [line for line in text.splitlines() if not line.startswith(("tracking:", "threads:"))]
     file.write_text("\n".join(lines[1:]) + "\n")
     for rounds in directory.glob("seed-*/rounds.jsonl"):  # as runs had them before there were seals
         lines = rounds.read_bytes().splitlines()
