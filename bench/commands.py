@@ -105,6 +105,22 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
                  doing)
 
 
+@app.command("strategies")
+def strategies(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 1.0,
+               draw: DrawOption = 0,
+               patches: Annotated[int, typer.Option(metavar="N", min=100, help="Patches to choose among.")] = 47_600,
+               json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+               out: PageOption = None) -> None:
+    """One pass for all strategies, on the pool of CONFIG, beside that of meal; and what each takes to choose 32."""
+    from .parts import strategies
+    from .timing.measure import Effort
+
+    doing = Doing()
+    with _config(config, set_, draw) as loaded:
+        measured(lambda: strategies.run(loaded, Effort(seconds, 3), patches, doing, done=doing.done), json_, compare,
+                 tolerance, out, doing)
+
+
 @app.command("train")
 def train(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 3.0, draw: DrawOption = 0,
           images: ImagesOption = 0,

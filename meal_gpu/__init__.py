@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from .network.model import DeepLabV3Plus
     from .report import load_run
     from .stages.pool import Pool
-    from .stages.select import STRATEGIES, PoolView, Strategy
+    from .strategies.select import STRATEGIES, PoolView, Strategy
 
 __all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Manifold", "Onnx", "Pool",
            "PoolView", "Strategy", "kernels", "load_run", "query", "resume", "run"]
 
 _HOMES = {
     "Config": "config", "InputError": "errors", "LabelsMissingError": "errors", "resume": "launch", "run": "launch",
-    "DeepLabV3Plus": "network.model", "load_run": "report", "Pool": "stages.pool", "STRATEGIES": "stages.select",
+    "DeepLabV3Plus": "network.model", "load_run": "report", "Pool": "stages.pool", "STRATEGIES": "strategies.select",
     "Manifold": "library.manifold", "Onnx": "library.onnxfile", "query": "library.query",
-    "PoolView": "stages.select", "Strategy": "stages.select",
+    "PoolView": "strategies.select", "Strategy": "strategies.select",
 }
 
 

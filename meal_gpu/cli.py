@@ -1,7 +1,7 @@
 """The command line: a verb, one config, a few overrides.
 
-Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 130 interrupted by Ctrl-C and 143 by
-SIGTERM (both resumable).
+Exit codes: 0 done, 2 bad input or configuration (one message, no traceback), 3 waiting for people's labels, 130
+interrupted by Ctrl-C and 143 by SIGTERM (these three resumable).
 """
 
 import importlib.metadata
@@ -16,10 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from .bench.commands import app as bench
+from .cli_folders import attach as attach_folders
 from .config import Config
 from .display import Display
 from .endings import Interrupted, Terminated, end_well
 from .errors import InputError, LabelsMissingError
+from .labelling.commands import app as labels
 from .machine.waiting import wait_asleep
 from .options import (
     CONFIG_HELP,
@@ -42,8 +44,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(help="Manifold Embedding-based Active Learning: which image patches to label next.",
-                  epilog="First: meal-gpu demo. Then: meal-gpu run CONFIG, with a YAML file of your own or one that "
-                         "ships. Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted, 143 terminated.",
+                  epilog="First: meal-gpu demo. Your own images: meal-gpu init DIR --images FOLDER. Then: meal-gpu "
+                         "run CONFIG, with a YAML file of your own or one that ships. Exit codes: 0 done, 1 a check "
+                         "failed, 2 bad input, 3 waiting for labels, 130 interrupted, 143 terminated.",
                   no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
@@ -59,6 +62,9 @@ def _version(wanted: bool) -> None:
 def _whole(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                  help="Print the version and stop.")] = False) -> None:
     """Manifold Embedding-based Active Learning: which image patches to label next."""
+
+
+attach_folders(app)
 
 
 @app.command()
@@ -280,6 +286,7 @@ def _show(*tables: Mapping[str, object]) -> None:
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(labels, name="labels")
 
 
 @app.command()
@@ -317,11 +324,12 @@ def _watch(config: Config, directory: Path, work: Callable[[Display], object]) -
     except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(_going_on("run", directory)) from stop
     except LabelsMissingError as waiting:
-        console.print(f"Waiting for labels: {waiting}.\nThe patches are in {waiting.directory.parent / 'images'}, "
-                      "query.json beside them says where each one lies.\nWhen the masks are there: "
-                      f"meal-gpu run --resume {shlex.quote(str(directory))}", highlight=False, soft_wrap=True,
-                      markup=False)
-        return
+        here = shlex.quote(str(directory))
+        console.print(f"Waiting for labels: {waiting}.\nWhat to label, and how: {waiting.directory.parent}/README.txt, "
+                      f"query.html\nWhat a tool exported: meal-gpu labels add {here} FILE\n"
+                      f"Then, or when the masks are there: meal-gpu run --resume {here}", highlight=False,
+                      soft_wrap=True, markup=False)
+        raise typer.Exit(3) from None
     print_table([load_run(directory)], console)
     _say_where(directory / "report.html")
 

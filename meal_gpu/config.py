@@ -87,13 +87,34 @@ class QueryConfig(Section):
     """N: patches asked for in each round."""
     n_informative: Positive = 200
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
-    score: Literal["entropy", "least_confidence", "margin"] = "entropy"
-    """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities."""
+    score: Literal["entropy", "least_confidence", "margin", "ratio"] = "entropy"
+    """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities; ``ratio``: the second
+    largest by the largest, at stride 4."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     min_distance: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Patches of a query are at least so far from each other and from labelled ones, by the pretrained backbone's
     features, if there are such patches; 1 is the typical distance of two. 0.2 keeps near-duplicates out, 0 nothing."""
+    per_image: NonNegative = 0
+    """Patches of one image in a query at most, if there are others; 0 sets no limit."""
+    class_quota: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Part of a query that is shared out evenly among the predicted classes: for each, the strategy chooses among the
+    ``n_informative`` patches with the most of it. 0 looks at no classes."""
+    power: Annotated[Float, Field(ge=0)] = 0.0
+    """Draw by score ^ power instead of taking the highest (Gumbel noise on the logarithm of scores): 1 is much noise,
+    100 hardly any. 0 means none."""
+    per_cost: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Divide scores by the clicks that a patch is expected to take, to this power; 0 does not."""
+    dropout: Literal["last", "decoder", "all"] = "last"
+    """``bald``: whose units samples drop: before the last convolution, in the decoder, or behind the ASPP as well."""
+    samples: Annotated[Int, Field(ge=2, le=1000)] = 20
+    """``bald``: samples of the network. Each costs 0.3, 37 or 81 % of a pass, by ``dropout``."""
+    hold_out: Annotated[Float, Field(gt=0, le=0.5)] = 0.2
+    """``badge_calibrated`` and ``entropy_calibrated``: part of the labelled images that is not trained on, but shows
+    how sure the network may be (the temperature)."""
+    start: str = "images"
+    """What is labelled at the start: ``images``, whole ones at random, or as many patches of all images, by a strategy
+    that needs no trained network: random, random_spread, coreset, kmeans, typiclust, maxherding."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
     """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
     scoring: Literal["local", "sharded"] = "local"
@@ -103,6 +124,9 @@ class QueryConfig(Section):
     default: one process per four cores."""
     oracle: Literal["simulated", "people"] = "simulated"
     """``people``: write the query, stop, and go on with ``--resume`` when the masks have come."""
+    annotators: Literal["latest", "majority"] = "latest"
+    """``people``: where several have labelled a patch, the latest label counts, or per pixel what most of them say; a
+    tie is unlabelled."""
 
     @model_validator(mode="after")
     def _check(self) -> "QueryConfig":
@@ -181,6 +205,9 @@ class Config(Section):
         if self.train.sample == "image" and self.data.context == "patch":
             raise ValueError("train.sample is 'image' and data.context is 'patch': where the network sees patches, a "
                              "sample is a patch. Use train.sample: patch, or data.context: image.")
+        if self.data.unlabelled == "ask" and self.query.oracle != "people":
+            raise ValueError(f"data.unlabelled is 'ask' and query.oracle is '{self.query.oracle}': nobody is asked. "
+                             "Use query.oracle: people, or leave out data.unlabelled where all images have masks.")
         if self.train.sample == "image" and self.model.compile != "none":
             raise ValueError(f"train.sample is 'image' and model.compile is '{self.model.compile}': batches have as "
                              "many patches as their images have labels, and what is compiled is for one number. Use "

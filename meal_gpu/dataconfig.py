@@ -59,6 +59,12 @@ class DataConfig(Section):
     """``folder``: validation images, or ``null`` for none (then no mIoU is reported)."""
     val_masks: str | None = "val_masks"
     """``folder``: masks of the validation images, with the same stems."""
+    val_fraction: Annotated[Float, Field(ge=0, lt=1)] = 0.0
+    """``folder``: hold out such a share of the labelled images for validation, whole files, the same in every run;
+    ``val_images`` is ``null`` then."""
+    unlabelled: Literal["stop", "ask"] = "stop"
+    """``folder``: an image of the pool without a mask stops a run; ``ask``: a run begins with the labels that are
+    there, and asks people for patches of the other images, and for those that hold no label at all."""
     class_names: list[str] | None = None
     """``folder``: one name per class id 0, 1, ...; masks hold these ids, or what ``mask_values`` says. With colours,
     ``{road: [128, 64, 128]}``, they are ``mask_colours`` too."""
@@ -102,6 +108,8 @@ class DataConfig(Section):
                     raise ValueError(f"data.{key} has the key {name!r}, which is no text. Write each class as "
                                      f"name: value; YAML reads yes, no, on and off as true and false, so quote a class "
                                      f"of that name: \"{as_written(name)}\".")
+        if values.get("val_fraction") and "val_images" not in values:
+            values = {**values, "val_images": None}
         names = values.get("class_names")
         if isinstance(names, dict):
             if "mask_colours" in values and values["mask_colours"] is not None:
@@ -124,6 +132,14 @@ class DataConfig(Section):
             raise ValueError(f"data.bands is {list(self.bands)}. Give three numbers (red, green, blue), or one (grey).")
         if self.dataset != "demo" and self.root is None:
             raise ValueError(f"data.root is missing: give the directory of the {self.dataset} data set.")
+        if self.val_fraction and self.val_images is not None:
+            raise ValueError(f"data.val_fraction is {self.val_fraction:g} and data.val_images is '{self.val_images}': "
+                             "validation images are a folder of their own or a share of the labelled ones. Leave out "
+                             "one of the two.")
+        for key, given in (("val_fraction", self.val_fraction), ("unlabelled", self.unlabelled != "stop")):
+            if given and self.dataset != "folder":
+                raise ValueError(f"data.{key} is for data.dataset: folder, and data.dataset is '{self.dataset}': leave "
+                                 "it out.")
         if self.dataset == "folder" and not (self.class_names or self.mask_values or self.mask_colours):
             raise ValueError("data.class_names is missing: a folder data set needs the list of its class names.")
         return self

@@ -1,6 +1,7 @@
 """How the command line ends, whatever happens in it, and how what is logged looks.
 
-Exit codes: 2 bad input or configuration (one message, no traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Exit codes: 2 bad input or configuration (one message, no traceback), 130 interrupted by Ctrl-C, 143 by SIGTERM; a
+command's own: 1 a check failed, 3 waiting for labels.
 """
 
 import logging

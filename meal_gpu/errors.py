@@ -12,9 +12,13 @@ class InputError(Exception):
 class LabelsMissingError(Exception):
     """People have not labelled all of a query yet; the run stops and goes on with ``--resume``."""
 
-    def __init__(self, directory: Path, missing: int, wanted: int) -> None:
+    def __init__(self, directory: Path, missing: int, wanted: int, beside: Sequence[str] = ()) -> None:
         self.directory, self.missing, self.wanted = directory, missing, wanted
-        super().__init__(f"{missing} of {wanted} masks are missing in {directory}")
+        self.beside = tuple(beside)
+        """What lies there and was not asked for, in words."""
+        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
+        told = f". Not asked for, and there: {', '.join(beside[:5])}{more}" if beside else ""
+        super().__init__(f"{missing} of {wanted} masks are missing in {directory}{told}")
 
 
 def all_of(problems: Sequence[InputError], total: int, what: str) -> InputError:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from .config import MACHINE_KEYS, Config
 from .data.datasets import Dataset, open_dataset
+from .data.ingest import Stores
 from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
-from .engine.oracle import Oracle, PeopleOracle, SimulatedOracle
-from .engine.outputs import check_same_images
+from .engine.given import GivenOracle
+from .engine.oracle import Oracle, SimulatedOracle
 from .engine.rounds import run_seed
-from .engine.surroundings import environment, note_machine
+from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
+from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
 from .records import (
@@ -114,7 +116,7 @@ def run_or_resume(config: Config, directory: str | Path, progress: Progress = no
             if begun and finished(directory, config):
                 write_report([load_run(directory)], directory / "report.html")
                 return directory
-            pool = _pool(directory, config) if begun else None
+            pool = pool_of(directory, config) if begun else None
             with prepared(config, progress) if prepared else _prepared(config, progress, pool) as experiment:
                 if begun:
                     _note(experiment, directory)
@@ -170,7 +172,7 @@ def resume(directory: str | Path, overrides: list[str] | None = None, progress: 
     """
     directory = expand(directory)
     config = load_resumed(directory, overrides, accept)
-    with (_explained(directory), _prepared(config, progress, _pool(directory, config)) as experiment,
+    with (_explained(directory), _prepared(config, progress, pool_of(directory, config)) as experiment,
           _alone(directory)):
         _note(experiment, directory)
         return _run(experiment, directory, observe, accept)
@@ -205,7 +207,7 @@ def default_directory(config: Config) -> Path:
 
 def _begin(experiment: Experiment, directory: Path) -> None:
     """Make a directory a run's. ``config.yaml`` is what makes it one; its name seals what follows."""
-    Order.of(experiment.stores.dataset).write(directory)
+    order_of(experiment).write(directory)
     write_config(directory, experiment.config)
     write_environment(directory, environment(experiment))
 
@@ -213,22 +215,18 @@ def _begin(experiment: Experiment, directory: Path) -> None:
 def _note(experiment: Experiment, directory: Path) -> None:
     """Keep what a run goes on with: the machine, and the images that have come since."""
     note_machine(directory, environment(experiment))
-    dataset = experiment.stores.dataset
-    if Order.read(directory) is None:  # of before there were orders: by their records these are the run's images
-        for seed in experiment.config.seeds:
-            for record in read_rounds(directory / f"seed-{seed}"):
-                check_same_images(record, experiment.grid, experiment.train.names, directory / f"seed-{seed}")
-    Order.of(dataset).write(directory)
+    note_pool(experiment, directory)
 
 
-def _pool(directory: Path, config: Config) -> Dataset:
+def pool_of(directory: Path, config: Config) -> Dataset:
     """The data set with the pool in the run's order; says what has changed since the run last went on."""
     order, dataset = Order.read(directory), open_dataset(config.data)
     if order is None:
         return dataset
-    for line in changes(order.names, [sample.name for sample in dataset.train]):
+    dataset = arrange(dataset, order)
+    for line in changes(order.names, [sample.name for sample in dataset.train if not sample.gone]):
         _log.info("Since the run last went on: %s", line)
-    return arrange(dataset, order)
+    return dataset
 
 
 @contextmanager
@@ -249,18 +247,22 @@ def _run(experiment: Experiment, directory: Path, observe: Observer, accept: boo
 
         for seed in experiment.config.seeds:
             folder = own_directory(directory / f"seed-{seed}")
-            run_seed(experiment, seed, folder, _oracle(experiment, folder), partial(observed, seed), accept)
+            oracle = oracle_of(experiment.config, experiment.stores, folder)
+            run_seed(experiment, seed, folder, oracle, partial(observed, seed), accept)
     write_report([load_run(directory)], directory / "report.html")
     return directory
 
 
-def _oracle(experiment: Experiment, directory: Path) -> Oracle:
-    store = experiment.stores.train
-    if experiment.config.query.oracle == "people":
-        rules = experiment.stores.dataset.rules(experiment.config.data)
-        return PeopleOracle(directory, store.images, experiment.stores.dataset.train, experiment.grid, rules)
+def oracle_of(config: Config, stores: Stores, directory: Path) -> Oracle:
+    """Who labels the run of a seed's directory."""
+    store, dataset, grid = stores.train, stores.dataset, config.data.tiling()
+    if config.query.oracle == "people":
+        people = PeopleOracle(directory, dataset.train, grid, dataset.rules(config.data), config.query.annotators)
+        if dataset.given is None or store.masks is None:
+            return people
+        return GivenOracle(SimulatedOracle(store.masks, grid), people)
     assert store.masks is not None  # `prepare` has checked
-    return SimulatedOracle(store.masks, experiment.grid)
+    return SimulatedOracle(store.masks, grid)
 
 
 @contextmanager

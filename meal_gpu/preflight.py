@@ -29,7 +29,7 @@ from .paths import expand, may_write, nearest
 from .planning.estimate import describe as estimated
 from .planning.sizing import Extent, Needs, gigabytes, needs
 from .sharding import cluster
-from .stages.select import find_strategy
+from .strategies.select import find_strategy
 
 T = TypeVar("T")
 

@@ -124,14 +124,14 @@ def write_environment(directory: Path, environment: dict[str, Any]) -> None:
     """What a run ran on and with. Where the name is a directory's, nothing is written: no run stops for it."""
     file = directory / ENVIRONMENT
     if not file.is_dir() or file.is_symlink():
-        write_atomic(file, seal_object(json.dumps(environment, indent=1).encode(), _name(directory)))
+        write_atomic(file, seal_object(json.dumps(environment, indent=1).encode(), run_name(directory)))
 
 
 def read_environment(directory: Path) -> dict[str, Any]:
     """What a run ran on and with. Raises `InputError`, in a sentence, where the file does not say."""
     file = directory / ENVIRONMENT
     try:
-        text, _, right = open_object(read_own(file), _name(directory))
+        text, _, right = open_object(read_own(file), run_name(directory))
         environment = parse_json(text)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
@@ -139,7 +139,7 @@ def read_environment(directory: Path) -> dict[str, Any]:
         raise InputError(f"{file} is damaged: {error}.") from None
     if not isinstance(environment, dict) or not isinstance(environment.get("dataset"), dict):
         raise InputError(f"{file} is not what a run writes.")
-    if right is False or (right is None and _name(directory)):
+    if right is False or (right is None and run_name(directory)):
         raise InputError(f"{file} was edited, or is of another run.")
     return environment
 
@@ -245,12 +245,12 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 def _start(directory: Path) -> str:
     """What the first line of a seed is chained to; empty where the run has no seal."""
-    name = _name(directory.parent)
+    name = run_name(directory.parent)
     return f"{name} {directory.name}" if name else ""
 
 
-def _name(directory: Path) -> str:
-    """The name that a run was given; empty where it has no seal."""
+def run_name(directory: Path) -> str:
+    """The name that a run was given, to which what is sealed in it is chained; empty where it has no seal."""
     config = directory / CONFIG
     seal = _config(config)[0] if config.is_file() else None
     return seal.name if seal else ""

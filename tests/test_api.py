@@ -10,7 +10,8 @@ import meal_gpu
 
 HOMES = {
     "run": "launch", "resume": "launch", "Config": "config", "InputError": "errors", "LabelsMissingError": "errors",
-    "Pool": "stages.pool", "PoolView": "stages.select", "Strategy": "stages.select", "STRATEGIES": "stages.select",
+    "Pool": "stages.pool", "PoolView": "strategies.select", "Strategy": "strategies.select",
+    "STRATEGIES": "strategies.select",
     "DeepLabV3Plus": "network.model", "load_run": "report.runs",
     "query": "library.query", "Manifold": "library.manifold", "Onnx": "library.onnxfile",
 }

@@ -259,7 +259,7 @@ for module in pkgutil.walk_packages(meal_gpu.__path__, "meal_gpu."):
 from meal_gpu.machine.backend import resolve
 resolve(meal_gpu.Config.load({}, ["device=cpu", "query.selector=kmeans"]))
 import torch
-from meal_gpu.stages.select import seed_kmeans, snap_kmeans
+from meal_gpu.strategies.select import seed_kmeans, snap_kmeans
 seed_kmeans(torch.rand(9, 2), 3, torch.rand(3, dtype=torch.float64))
 assert not tried, tried
 assert not heavy & set(sys.modules), heavy & set(sys.modules)

@@ -27,7 +27,7 @@ from meal_gpu.records import accept_changes, append_round, read_rounds, rewrite_
 from meal_gpu.report import load_runs, write_report
 from meal_gpu.report.figures import Figures
 from meal_gpu.stages import embed
-from meal_gpu.stages.select import find_strategy
+from meal_gpu.strategies.select import find_strategy
 from meal_gpu.sweepfile import FILE, Point, dump_points
 
 ROUNDS = 2

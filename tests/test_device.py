@@ -21,17 +21,20 @@ from meal_gpu.config import ModelConfig, QueryConfig
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
-from meal_gpu.engine.rounds import initial_patches, learn
+from meal_gpu.engine.learning import learn
+from meal_gpu.engine.rounds import initial_patches
 from meal_gpu.grid import Grid
 from meal_gpu.machine import rapids
 from meal_gpu.machine.transfers import Transfers
 from meal_gpu.network.features import Features, logits_of
 from meal_gpu.network.model import DeepLabV3Plus
+from meal_gpu.stages import predict as predict_module
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import Score, confusion
 from meal_gpu.stages.predict import predict, predict_batch
-from meal_gpu.stages.select import PoolView, entropy, seed_kmeans, snap_kmeans
+from meal_gpu.stages.statistics import STATISTICS
 from meal_gpu.stages.train import patch_loss, train_epoch
+from meal_gpu.strategies.select import STRATEGIES, PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
 
 CUDA = torch.device("cuda")
@@ -79,6 +82,40 @@ def test_scoring_and_selecting_stay_on_the_device(pretended, context, cached, mo
         assert isinstance(tensor, FakeTensor)
         assert tensor.device.type == "cuda"
         assert tensor.shape == shape
+
+
+ON_THE_HOST = {"typiclust", "spectral"}
+"""They cluster there. `bald` draws from a generator of the device, which cannot be pretended."""
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_strategies_wait_for_nothing_before_their_ids(pretended, monkeypatch):
+    """All that one pass can give, and every strategy's choice among 36 patches."""
+    monkeypatch.setattr(rapids, "kmeans_centroids", lambda points, n, seed: points[:n].double())
+    images, model = pretended
+    features = Features.of(HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CUDA), model, tiny_backend(), False)
+    ids = torch.arange(36, device=CUDA)
+    free = torch.ones(36, dtype=torch.bool, device=CUDA)
+    try:
+        with Transfers() as counted:
+            seen = predict(model, features, {"score", "features", "probabilities", "mirrored", *STATISTICS}, "entropy",
+                           tiny_backend())
+        assert counted.reads == {}
+        for name, strategy in STRATEGIES.items():
+            if name in ON_THE_HOST or "bald" in strategy.needs:
+                continue
+            view = PoolView(image=ids // 6, cell=ids % 6, free=free, n_free=36, labelled=~free, score=seen.score,
+                            features=seen.features, query=QueryConfig(n_query=4, n_informative=8), kmeans="cuml",
+                            uniforms=lambda n: torch.rand(n, dtype=torch.float64, device=CUDA),
+                            place=lambda ids: seen.features[ids, :2], fit=lambda ids: seen.features[ids, :2],
+                            of=lambda name, ids: seen.whole(name) if ids is None else seen.rows(name, ids))
+            with Transfers() as counted:
+                picked = strategy.choose(view, 4)
+            assert counted.reads == {}, name
+            assert isinstance(picked, FakeTensor)
+            assert picked.shape == (4,)
+    finally:
+        predict_module._tiles.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type")

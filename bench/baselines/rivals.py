@@ -23,8 +23,8 @@ from meal_gpu.kernels import patch_entropy
 from meal_gpu.machine.card import usable_cores
 from meal_gpu.planning.roofline import Work
 from meal_gpu.stages.evaluate import Score
-from meal_gpu.stages.select import PoolView, represent
 from meal_gpu.stages.train import patch_loss
+from meal_gpu.strategies.select import PoolView, represent
 
 from ..result import WrongResultError
 from ..subjects.ground import Ground, evaluate_part, maps_of, read_all, scores_of

@@ -14,8 +14,9 @@ from meal_gpu.config import Config
 from meal_gpu.data.store import Checksums
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.learning import learn
 from meal_gpu.engine.oracle import SimulatedOracle
-from meal_gpu.engine.rounds import initial_patches, learn
+from meal_gpu.engine.rounds import initial_patches
 from meal_gpu.planning.roofline import Roofs
 from meal_gpu.timing import StageClock
 

@@ -20,7 +20,7 @@ from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.planning.network_cost import Network
 from meal_gpu.planning.roofline import Roofs, Work
 from meal_gpu.stages.embed import fit
-from meal_gpu.stages.select import PoolView, represent
+from meal_gpu.strategies.select import PoolView, represent
 
 from ..result import Growth, Result, Stage, stage
 from ..subjects.ground import maps_of, read_all

@@ -18,7 +18,7 @@ from meal_gpu.network.features import Features
 from meal_gpu.planning.roofline import Work
 from meal_gpu.randomness import derive
 from meal_gpu.stages.embed import fit
-from meal_gpu.stages.select import represent
+from meal_gpu.strategies.select import represent
 
 from ..baselines import rivals
 from ..baselines.rivals import Rival

@@ -36,8 +36,8 @@ from meal_gpu.sharding.shards import check_local
 from meal_gpu.stages.embed import Embedding, fit
 from meal_gpu.stages.evaluate import Score, evaluate
 from meal_gpu.stages.predict import predict
-from meal_gpu.stages.select import PoolView
 from meal_gpu.stages.train import train
+from meal_gpu.strategies.select import PoolView
 
 from .research import PlainNetwork, Research
 

@@ -62,6 +62,10 @@ class Plan:
         """Data files: 1 without masks, 2 with."""
         return 2 if any(sample.mask is not None for sample in self.samples) else 1
 
+    def counted(self, i: int) -> bool:
+        """Whether pixels of an image's mask are labels: where it has none, void fills its place."""
+        return not self.samples[i].gone and self.samples[i].mask is not None
+
     @property
     def row_bytes(self) -> tuple[int, ...]:
         """Bytes of one image in each data file."""
@@ -114,7 +118,7 @@ def build(plan: Plan, progress: Progress) -> None:
                 assert pixels is not None
                 _write_at(file, np.ascontiguousarray(pixels).data.cast("B"), i * length)
             rows[i] = Row(checksums_of(image, mask), source)
-            counts.add(None if plan.samples[i].gone else mask)
+            counts.add(mask if plan.counted(i) else None)
             # Unbuffered: the line is in the file before the next image is begun, whatever happens to this process.
             line = json.dumps([i, plan.stamps[i], rows[i].checksums, source]).encode() + b"\n"
             _write_at(journal, memoryview(line), os.fstat(journal.fileno()).st_size)
@@ -180,8 +184,7 @@ def _finished(plan: Plan, files: list[BinaryIO], journal: BinaryIO, counts: Coun
                      for file, length in zip(files, plan.row_bytes, strict=True)]
             if stamp == plan.stamps[i] and sums == list(map(zlib.crc32, parts)) and i not in rows:
                 rows[i] = Row(sums, source)
-                counted = len(parts) == 2 and not plan.samples[i].gone
-                counts.add(np.frombuffer(parts[1], np.uint8) if counted else None)
+                counts.add(np.frombuffer(parts[1], np.uint8) if len(parts) == 2 and plan.counted(i) else None)
         except (ValueError, TypeError, IndexError, OSError):  # a damaged line: its image is decoded again
             continue
     return rows
@@ -216,6 +219,8 @@ def _pixels(plan: Plan, todo: Sequence[int]) -> Iterator[tuple[int, Pixels | Inp
         decoder = open_decoder(plan.settings["decoder"], plan.size)
         samples, palettes = [plan.samples[i] for i in rest], dict[int, tuple[int, str]]()
         for i, decoded in zip(rest, decode_each(samples, plan.size, plan.rules, decoder), strict=True):
+            if not isinstance(decoded, InputError) and decoded.mask is None and plan.parts == 2:
+                decoded = decoded._replace(mask=empty(plan.size)[1])  # nobody has labelled this one
             yield i, decoded if isinstance(decoded, InputError) else _checked(decoded, palettes, plan.samples[i])
 
 

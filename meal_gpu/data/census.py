@@ -66,8 +66,8 @@ def check_classes(data: DataConfig, stores: Stores) -> None:
         names, found = stores.dataset.class_names, census(store, len(stores.dataset.class_names))
         there = [name for name, pixels in zip(names, found.pixels, strict=True) if pixels]
         absent = [name for name in names if name not in there]
-        if not absent or (there and split != "pool"):
-            continue
+        if not absent or (there and split != "pool") or (len(there) > 1 and stores.dataset.given is not None):
+            continue  # people will label more
         only_void = len(there) < 2 and found.void_pixels > 0 and data.mask_values is None
         if only_void:
             example = ", ".join(f"{name}: {value}" for name, value in zip(
@@ -88,6 +88,9 @@ def report(data: DataConfig, stores: Stores) -> list[str]:
     pool = census(stores.train, len(dataset.class_names), dataset.gone)
     val = census(stores.val, len(dataset.class_names)) if stores.val is not None else None
     lines.append(f"{pool.n_images} images in the pool, {val.n_images if val else 0} for validation.")
+    if dataset.given is not None:
+        lines.append(f"{len(dataset.given)} of {pool.n_images} images of the pool have masks: what these label is "
+                     "round 0, the rest is asked for.")
     for split, found in (("pool", pool), ("validation", val)):
         if found is None or not found.pixels:
             continue

@@ -18,6 +18,7 @@ from . import scenes, tiles
 from .classes import INVALID, VOID, Colours, class_table
 from .classes import table as _table
 from .imagefile import IMAGE_SUFFIXES, read_image, read_mask
+from .labelled import hold_out
 from .listing import Sample, by_pattern, files_in, is_pattern, left_out, names_in, pair
 from .rules import Rules
 
@@ -35,8 +36,8 @@ class Dataset:
     """uint8 ``[C, 3]``: the colour in which a class is shown."""
     to_class: np.ndarray
     """uint8 ``[256]``: mask value -> class index, `VOID` or `INVALID`."""
-    train: tuple[Sample, ...]
-    val: tuple[Sample, ...]
+    train: tuple[Sample, ...] = ()
+    val: tuple[Sample, ...] = ()
     """May be empty."""
     colours: Colours = field(default_factory=dict)
     """What the colours of masks in colour mean; empty where masks hold ids."""
@@ -46,6 +47,11 @@ class Dataset:
     """With how many images of ``train`` a run began; None for all of them."""
     order: str | None = None
     """Of a pool that has changed since: what its order is known by. See `order.arrange`."""
+    given: tuple[str, ...] | None = None
+    """Names of the images of ``train`` whose masks a run begins with (``data.unlabelled: ask``); None where it begins
+    with random images."""
+    held_out: bool = False
+    """``val`` is a share of the labelled images (``data.val_fraction``)."""
 
     @property
     def gone(self) -> frozenset[str]:
@@ -70,11 +76,14 @@ def open_dataset(data: DataConfig) -> Dataset:
     Raises `InputError` for a missing or empty directory, an image without mask, a mask without image.
     """
     dataset = DATASETS[data.dataset](data)
-    if data.tile is None:
-        return dataset
-    reading = dataset.rules(data).reading
-    train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
-    return replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
+    if data.tile is not None:
+        reading = dataset.rules(data).reading
+        train, val = (tuple(tiles.cut(samples, data.tile, reading)) for samples in (dataset.train, dataset.val))
+        dataset = replace(dataset, train=train, val=val, left_out=(tiles.told(train, data.tile), *dataset.left_out))
+    if data.unlabelled == "ask":
+        given = tuple(sample.name for sample in dataset.train if sample.mask is not None)
+        return replace(dataset, given=given or None)
+    return dataset
 
 
 def cache_dir(data: DataConfig) -> Path:
@@ -109,8 +118,12 @@ def camvid(data: DataConfig) -> Dataset:
         images, masks = root / name, root / f"{name}annot"
         return pair(files_in(images, "data.root"), files_in(masks, "data.root"), images, f"{masks}/{{}}.png")
 
+    return replace(_camvid_classes(data), train=split("train"), val=split("val"))
+
+
+def _camvid_classes(data: DataConfig) -> Dataset:
     return Dataset("camvid", tuple(CAMVID), np.array(list(CAMVID.values()), np.uint8),
-                   _table({i: i for i in range(11)}, [11]), split("train"), split("val"))
+                   _table({i: i for i in range(11)}, [11]))
 
 
 CITYSCAPES = {
@@ -144,15 +157,19 @@ def cityscapes(data: DataConfig) -> Dataset:
             raise InputError(f"{images} holds no images: expected <city>/*_leftImg8bit.png there.")
         return tuple(found)
 
+    return replace(_cityscapes_classes(data), train=split("train"), val=split("val"))
+
+
+def _cityscapes_classes(data: DataConfig) -> Dataset:
     ids = {number: index for index, (number, _) in enumerate(CITYSCAPES.values())}
     void = [value for value in (*range(34), 255) if value not in ids]
     palette = np.array([colour for _, colour in CITYSCAPES.values()], np.uint8)
-    return Dataset("cityscapes", tuple(CITYSCAPES), palette, _table(ids, void), split("train"), split("val"))
+    return Dataset("cityscapes", tuple(CITYSCAPES), palette, _table(ids, void))
 
 
 def folder(data: DataConfig) -> Dataset:
     """A directory of images of any size and one of PNG masks with the same stems; classes as `class_table` has them."""
-    names, to_class, colours = class_table(data)
+    classes = _folder_classes(data)
     root = _root(data)
     if data.val_images is not None and data.val_masks is None:
         raise InputError("data.val_masks is null, but data.val_images is not: validation needs masks. Give both, or "
@@ -164,18 +181,30 @@ def folder(data: DataConfig) -> Dataset:
         if images is None:
             return ()
         null = "" if not prefix else " (null for no validation)"
+        some = data.unlabelled == "ask" and not prefix
         key = f"data.{prefix}images{null}"
         images, masks = str(expand(images)), None if masks is None else str(expand(masks))
         if is_pattern(images) or (masks is not None and is_pattern(masks)):
-            samples, beside = by_pattern(root, images, masks, key)
+            samples, beside = by_pattern(root, images, masks, key, some)
             told.extend(beside)
             return samples
         pictures = files_in(root / images, key, IMAGE_SUFFIXES)
         people = " (null when people label)" if not prefix else ""
         labels = None if masks is None else files_in(root / masks, f"data.{prefix}masks{people}")
         told.extend(left_out(root / images, [*pictures.values(), *(labels or {}).values()], f"data.{prefix}images"))
-        return pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES)
+        return pair(pictures, labels, root / images, f"{root / (masks or '')}/{{}}.png", IMAGE_SUFFIXES, some)
 
+    train, val = split("", data.images, data.masks), split("val_", data.val_images, data.val_masks)
+    if data.val_fraction:
+        n = sum(sample.mask is not None for sample in train)
+        train, val = hold_out(train, data.val_fraction)
+        told.insert(0, f"{len(val)} of {n} labelled files are held out for validation (data.val_fraction: "
+                       f"{data.val_fraction:g}).")
+    return replace(classes, train=train, val=val, left_out=tuple(told), held_out=bool(data.val_fraction))
+
+
+def _folder_classes(data: DataConfig) -> Dataset:
+    names, to_class, colours = class_table(data)
     # Hues a golden angle apart, at two depths: neighbours in the table are easy to tell apart.
     hues = [colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.75 - 0.3 * (i % 2), 0.95 - 0.25 * (i // 2 % 2))
             for i in range(len(names))]
@@ -183,8 +212,7 @@ def folder(data: DataConfig) -> Dataset:
     for colour, index in reversed(colours.items()):  # of several colours of a class its first
         if index != VOID:
             palette[index] = colour >> 16, colour >> 8 & 255, colour & 255
-    train, val = split("", data.images, data.masks), split("val_", data.val_images, data.val_masks)
-    return Dataset("folder", names, palette, to_class, train, val, colours, tuple(told))
+    return Dataset("folder", names, palette, to_class, colours=colours)
 
 
 def demo(data: DataConfig) -> Dataset:
@@ -208,14 +236,29 @@ def demo(data: DataConfig) -> Dataset:
         return tuple(Sample(Path(file).stem, images / file, masks / file) for file in files)
 
     try:
-        return Dataset("demo", tuple(scenes.CLASSES), np.array(list(scenes.CLASSES.values()), np.uint8),
-                       _table({i: i for i in range(len(scenes.CLASSES))}, [VOID]),
-                       split("train", 0, data.n_images), split("val", 1, data.n_val_images))
+        return replace(_demo_classes(data), train=split("train", 0, data.n_images),
+                       val=split("val", 1, data.n_val_images))
     except OSError as error:
         raise InputError(f"Street scenes cannot be written below {root}: {error.strerror or error}. Free some space, "
                          "or set data.store (or data.root) to a directory that can be written.") from None
 
 
+def _demo_classes(data: DataConfig) -> Dataset:
+    return Dataset("demo", tuple(scenes.CLASSES), np.array(list(scenes.CLASSES.values()), np.uint8),
+                   _table({i: i for i in range(len(scenes.CLASSES))}, [VOID]))
+
+
+def classes_of(data: DataConfig) -> Dataset:
+    """The configured data set without its files: what its classes are, and what mask values mean."""
+    return _CLASSES[data.dataset](data)
+
+
+_CLASSES: dict[str, Callable[[DataConfig], Dataset]] = {
+    "camvid": _camvid_classes,
+    "cityscapes": _cityscapes_classes,
+    "folder": _folder_classes,
+    "demo": _demo_classes,
+}
 DATASETS: dict[str, Callable[[DataConfig], Dataset]] = {
     "camvid": camvid,
     "cityscapes": cityscapes,

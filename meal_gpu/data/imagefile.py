@@ -103,14 +103,15 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return load_mask(path)[0]
 
 
-def load_mask(path: str | os.PathLike[str], in_colour: bool = False,
-              reading: Reading = _PLAINLY) -> tuple[np.ndarray, np.ndarray | None]:
+def load_mask(path: str | os.PathLike[str], in_colour: bool = False, reading: Reading = _PLAINLY,
+              content: bytes | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """A mask's values, uint8 ``[H, W]``, and where it has one its palette, uint8 ``[n, 3]``.
 
     With ``in_colour``, RGB and RGBA are read too, as ``[H, W, 3]``. An orientation is never applied: the masks that
-    people draw have none. Raises as `read_mask`.
+    people draw have none. ``content``: of the file, where it has been read. Raises as `read_mask`.
     """
-    image = header(file_content(path, reading), path, reading, mask=True)
+    content = file_content(path, reading) if content is None else _checked(content, path)
+    image = header(content, path, reading, mask=True)
     what = image.format if image.format != "PNG" else f"PNG of Pillow mode {image.mode}"
     allowed = "Masks must be PNG files with one 8-bit channel (L) or a palette (P) whose values are class ids"
     if image.format != "PNG":
@@ -169,9 +170,7 @@ def _pixels(image: Image.Image, path: str | os.PathLike[str], reading: Reading) 
 
 def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -> tuple[Image.Image, int]:
     """Decode to RGB, turned as ``reading`` says; and the orientation that the file asks for."""
-    if image.mode[0] in "IF" or _bits16(image):
-        raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
-                         "convert it, choosing yourself which range of values becomes 0 to 255.")
+    check_depth(image, path)
     turns_itself = image.format == "TIFF"  # Pillow does so while it decodes, and forgets that there was one
     turn = orientation(image) if turns_itself else 1
     image = _load(lambda whole: whole, image, path)
@@ -185,6 +184,13 @@ def turned(image: Image.Image, path: str | os.PathLike[str], reading: Reading) -
     return image, turn
 
 
+def check_depth(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` for more than 8 bits a channel, which the header says."""
+    if image.mode[0] in "IF" or _bits16(image):
+        raise InputError(f"{path} has more than 8 bits per channel (Pillow mode {image.mode}). Images must have 8: "
+                         "convert it, choosing yourself which range of values becomes 0 to 255.")
+
+
 def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> bytes:
     """All of a file. Raises `InputError` for one that cannot be read, is empty, is no regular file, has more bytes than
     its limit of pixels allows, or is a PNG of other checksums."""
@@ -195,6 +201,10 @@ def file_content(path: str | os.PathLike[str], reading: Reading = _PLAINLY) -> b
         raise InputError(f"{path} does not exist (any more). Restore the file, or remove its partner too.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    return _checked(content, path)
+
+
+def _checked(content: bytes, path: str | os.PathLike[str]) -> bytes:
     if not content:
         raise InputError(f"{path} is empty (0 bytes). Copy the file again.")
     if content.startswith(_PNG_SIGNATURE):

@@ -81,7 +81,7 @@ def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataC
     settings: dict[str, Any] = {
         "format": FORMAT, "dataset": dataset.name, "split": split, "image_size": list(data.image_size),
         "images": directory([sample.image for sample in there]), "masks": directory(masks) if masks else None,
-        "to_class": dataset.to_class.tobytes().hex(), "decoder": _decoder(there, data, gpu), **rules.settings(),
+        "to_class": dataset.to_class.tobytes().hex(), "decoder": decoder_name(there, data, gpu), **rules.settings(),
     }
     height, width = data.image_size
 
@@ -96,7 +96,7 @@ def _plan(dataset: Dataset, split: str, samples: tuple[Sample, ...], data: DataC
     return Plan(path(), split, samples, data.image_size, rules, settings, [_stamp(s) for s in samples], beside)
 
 
-def _decoder(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
+def decoder_name(samples: tuple[Sample, ...], data: DataConfig, gpu: bool) -> str:
     """The name of the decoder, which belongs to a store's settings: decoders round differently where they resize.
 
     A GPU is of use for JPEG alone: DALI decodes everything else on the CPU, and bringing it there for the resizing and

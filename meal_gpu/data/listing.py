@@ -77,22 +77,29 @@ def files_in(directory: Path, key: str, suffixes: tuple[str, ...] = (".png",), e
 
 
 def pair(images: Mapping[str, Path], masks: Mapping[str, Path] | None, where: Path, mask_name: str,
-          suffixes: tuple[str, ...] = (".png",)) -> tuple[Sample, ...]:
-    """Samples of images and masks of equal stems; ``mask_name`` says how a mask is called, for messages."""
+         suffixes: tuple[str, ...] = (".png",), some: bool = False) -> tuple[Sample, ...]:
+    """Samples of images and masks of equal stems; ``mask_name`` says how a mask is called, for messages.
+
+    ``some``: images may be without.
+    """
     if not images:
         raise InputError(f"{where} holds no images: expected files ending in {', '.join(suffixes)} there.")
     if masks is None:
         return tuple(Sample(name, image, None) for name, image in images.items())
     masks = _composed_alike(images, masks)
     alone = [stem for stem in images if stem not in masks]
-    if alone:
+    if alone and not some:
         raise InputError(f"{images[alone[0]]} has no mask{_others(alone)}: expected "
-                         f"{mask_name.replace('{}', alone[0])}. Add the mask or remove the image.")
+                         f"{mask_name.replace('{}', alone[0])}. {_LACKING}")
     alone = [stem for stem in masks if stem not in images]
     if alone:
         raise InputError(f"{masks[alone[0]]} is a mask without image{_others(alone)}: no image of that name in {where}."
                          " Add the image or remove the mask.")
-    return tuple(Sample(name, image, masks[name]) for name, image in images.items())
+    return tuple(Sample(name, image, masks.get(name)) for name, image in images.items())
+
+
+_LACKING = ("Add the mask or remove the image; where people are to label what has none, data.unlabelled: ask and "
+            "query.oracle: people.")
 
 
 def _others(names: list[str]) -> str:
@@ -150,8 +157,9 @@ def left_out(directory: Path, taken: Iterable[Path], key: str) -> tuple[str, ...
     return (f"Left out of {directory}: {listed}{' and others' if len(others) > 4 else ''}.{advice}",)
 
 
-def by_pattern(root: Path, images: str, masks: str | None, key: str) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
-    """Samples of images that fit a pattern below ``root``, and what was left out, in words.
+def by_pattern(root: Path, images: str, masks: str | None, key: str,
+               some: bool = False) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
+    """Samples of images that fit a pattern below ``root``, and what was left out, in words; ``some`` as in `pair`.
 
     ``masks`` is the place of an image's mask, in which ``{stem}`` is the image's stem and ``{dir}`` its folder below
     the part of ``images`` that has no wildcard. An image's name is that folder and stem. What is the mask of another
@@ -196,11 +204,11 @@ def by_pattern(root: Path, images: str, masks: str | None, key: str) -> tuple[tu
         mask = of[path]
         if mask is not None and not mask.is_file():
             missing.append((path, mask))
+            mask = None
         samples[name] = Sample(name, path, mask)
-    if missing:
+    if missing and not some:
         path, mask = missing[0]
-        raise InputError(f"{path} has no mask{_others(list(map(str, missing)))}: expected {mask}. Add the mask or "
-                         "remove the image.")
+        raise InputError(f"{path} has no mask{_others(list(map(str, missing)))}: expected {mask}. {_LACKING}")
     told = []
     if len(fitting) > len(pictures):
         suffixes = Counter(path.suffix.lower() or "no suffix" for path in fitting if path not in of)

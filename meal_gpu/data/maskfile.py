@@ -26,16 +26,17 @@ class Labels:
     """Of the indices that the mask uses, where they were taken for ids and the colours for decoration."""
 
 
-def read_classes(path: str | os.PathLike[str], rules: Rules) -> Labels:
+def read_classes(path: str | os.PathLike[str], rules: Rules, content: bytes | None = None) -> Labels:
     """Decode a mask to class indices.
 
     Grey values are ids. A palette's indices are ids too, unless its colours are greys that are ids, or the data set's
     class colours: then these are what every viewer shows, and what the file says. RGB is read by ``rules.colours``.
+    ``content``: of the file, where it has been read.
 
     Raises `InputError` for a value or a colour that is in no class, for a palette that can be read in two ways, and
     for all that `read_mask` refuses.
     """
-    values, colours = load_mask(path, in_colour=bool(rules.colours), reading=rules.reading)
+    values, colours = load_mask(path, bool(rules.colours), rules.reading, content)
     if values.ndim == 3:
         return Labels(_by_colour(values, rules, path))
     used = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
@@ -54,15 +55,15 @@ def read_classes(path: str | os.PathLike[str], rules: Rules) -> Labels:
 
 
 def _by_colour(pixels: np.ndarray, rules: Rules, path: str | os.PathLike[str]) -> np.ndarray:
-    codes, inverse, counts = np.unique(_code(pixels), return_inverse=True, return_counts=True)
+    codes, inverse, counts = np.unique(code(pixels), return_inverse=True, return_counts=True)
     classes = np.array([rules.colours.get(int(code), INVALID) for code in codes], np.uint8)
     unknown = np.flatnonzero(classes == INVALID)
     if len(unknown):
         most = unknown[np.argsort(-counts[unknown])]
-        listed = ", ".join(f"{_rgb(codes[i])} ({counts[i]} pixels)" for i in most[:5])
+        listed = ", ".join(f"{rgb(codes[i])} ({counts[i]} pixels)" for i in most[:5])
         raise InputError(f"{path} has {len(unknown)} colours that are in no class: {listed}"
                          f"{', ...' if len(unknown) > 5 else ''}. Give them in data.mask_colours, for example void: "
-                         f"{_rgb(codes[most[0]])}; colours between two classes come from a lossy or smoothed mask.")
+                         f"{rgb(codes[most[0]])}; colours between two classes come from a lossy or smoothed mask.")
     return classes[inverse].reshape(pixels.shape[:2])
 
 
@@ -75,7 +76,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
     if used[-1] >= len(colours):
         raise InputError(f"{path} holds the palette index {used[-1]}, and its palette has {len(colours)} colours. Save "
                          "the mask again.")
-    codes = _code(colours)
+    codes = code(colours)
     decoration = {int(i): int(codes[i]) for i in used}
     if rules.palette == "index":
         return rules.to_class, {}
@@ -90,7 +91,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
     if rules.palette == "colour":
         if (by_colour[used] == INVALID).any():
             wrong = used[by_colour[used] == INVALID][0]
-            raise InputError(f"{path} has the palette colour {_rgb(codes[wrong])}, which is no class, and data.palette "
+            raise InputError(f"{path} has the palette colour {rgb(codes[wrong])}, which is no class, and data.palette "
                              "is 'colour'. Correct the mask, or give the colour in data.mask_colours.")
         return by_colour, {}
     if np.array_equal(by_colour[used], rules.to_class[used]):
@@ -122,7 +123,7 @@ def _by_palette(used: np.ndarray, colours: np.ndarray, rules: Rules,
 
     raise InputError(
         f"{path} is a PNG with a palette that can be read in two ways: read as indices, {first} is "
-        f"{reading(int(rules.to_class[first]))}; read as colours, {_rgb(codes[first])} is "
+        f"{reading(int(rules.to_class[first]))}; read as colours, {rgb(codes[first])} is "
         f"{reading(int(by_colour[first]))}. Say which with data.palette: index or data.palette: colour, or save the "
         "mask in grey without a palette.")
 
@@ -135,8 +136,8 @@ def differing(palettes: dict[int, tuple[int, str]], new: Palette, path: str) -> 
     for index, colour in new.items():
         before, where = palettes.setdefault(index, (colour, path))
         if before != colour:
-            return (f"{path} and {where} have palettes that differ: index {index} is {_rgb(colour)} in the one and "
-                    f"{_rgb(before)} in the other, so that indices cannot be ids in both. Save the masks in grey or "
+            return (f"{path} and {where} have palettes that differ: index {index} is {rgb(colour)} in the one and "
+                    f"{rgb(before)} in the other, so that indices cannot be ids in both. Save the masks in grey or "
                     "with one palette, give the classes' colours as data.mask_colours, or, where the indices are ids "
                     "all the same, say so with data.palette: index.")
     return None
@@ -149,16 +150,23 @@ def nearest(classes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(classes).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
+def nearest_index(source: int, target: int) -> np.ndarray:
+    """int64 ``[target]``: which of ``source`` pixels in a line `nearest` takes for each of ``target``."""
+    # By Pillow itself: where a sample falls between two pixels, its rounding decides.
+    line = Image.fromarray(np.arange(source, dtype=np.int32)[:, None])
+    return np.array(line.resize((1, target), Image.Resampling.NEAREST))[:, 0].astype(np.int64)
+
+
 def ranges(values: np.ndarray) -> str:
     """``0-11, 255`` for sorted values."""
     runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def _code(pixels: np.ndarray) -> np.ndarray:
+def code(pixels: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(pixels[..., :3].astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _rgb(code: int) -> str:
+def rgb(code: int) -> str:
     return f"[{code >> 16}, {code >> 8 & 255}, {code & 255}]"

@@ -15,7 +15,7 @@ from PIL import Image
 from ..errors import InputError
 from ..grid import Box, Size
 from . import tiff
-from .imagefile import Reading, check_size, file_content, header, orientation, read_image, turned
+from .imagefile import Reading, check_depth, check_size, file_content, header, orientation, read_image, turned
 
 _BY_PARTS = (1, 8, 32946)
 """TIFF's numbers for no compression and for deflate, which need no other library."""
@@ -103,6 +103,7 @@ def read_size(path: str | os.PathLike[str], reading: Reading) -> Size:
                 return found.size[::-1] if found.turn in (5, 6, 7, 8) and reading.exif == "apply" else found.size
         # Of a PNG that has an orientation Pillow reads all, to find it; of others the header.
         image = header(content, path, reading)
+        check_depth(image, path)
         quarter = (image.format != "PNG" or content.find(b"eXIf", 0) >= 0) and orientation(image) >= 5
         return (image.width, image.height) if quarter and reading.exif == "apply" else (image.height, image.width)
 

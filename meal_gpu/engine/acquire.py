@@ -16,8 +16,9 @@ from ..sharding.shards import Sharded
 from ..stages.embed import Embedding, fit
 from ..stages.near import Nearness
 from ..stages.pool import Pool
-from ..stages.predict import Predictions
-from ..stages.select import PoolView, Strategy
+from ..stages.predict import How, Predictions, passes
+from ..strategies.costs import clicks_of
+from ..strategies.select import PoolView, Strategy
 from ..timing import StageClock
 from .apart import choose_apart
 
@@ -49,7 +50,9 @@ class Asking(Protocol):
     @property
     def embeddings(self) -> Planes: ...
 
-    def look(self, model: Any, needs: set[str], free: Tensor) -> Seen: ...
+    def look(self, model: Any, needs: set[str], free: Tensor, how: How = ...) -> Seen: ...
+
+    def temperature(self, pool: Pool, model: Any, seed: int, k: int) -> float: ...
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Query:
     """float32 ``[n]``, on the host; None where the strategy scores nothing."""
     embedded: dict[str, Tensor] = field(default_factory=dict)
     """For ``embedding.npz``: the pool's points, and the candidates' ids and points of this round; on the device."""
+    looked: Record = field(default_factory=dict)
+    """For the record: ``passes`` over the pool, and the ``temperature`` where there is one."""
 
     def records(self, find: Callable[[int], Record]) -> list[Record]:
         """Each patch with its id, what ``find`` knows of it, and its score."""
@@ -75,22 +80,33 @@ def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock
 
     Raises `InputError` where the network's output is not finite, naming the round and the image.
     """
+    needs = _needs(experiment.strategy)
     with clock.stage("score"):
-        seen = experiment.look(model, _needs(experiment.strategy), pool.free)
+        how = _how(experiment, pool, model, seed, k)
+        seen = experiment.look(model, needs, pool.free, how)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = _choose(experiment, view, pool)
         ids, scores = _read(ids, seen, pool, experiment.config.query, k)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
-    return Query(ids, scores, embedded)
+    looked: Record = {"passes": passes(needs, how)}
+    if "temperature" in needs:
+        looked["temperature"] = round(how.temperature, 4)
+    return Query(ids, scores, embedded, looked)
+
+
+def _how(experiment: Asking, pool: Pool, model: Any, seed: int, k: int) -> How:
+    query = experiment.config.query
+    warm = experiment.temperature(pool, model, seed, k) if "temperature" in experiment.strategy.needs else 1.0
+    return How(warm, query.dropout, query.samples, derive(seed, k, "dropout"))
 
 
 def _choose(experiment: Asking, view: PoolView, pool: Pool) -> Tensor:
     query, strategy = experiment.config.query, experiment.strategy
-    if not query.min_distance:
+    if not query.min_distance and not query.per_image:
         return strategy.choose(view, query.n_query)
-    near = experiment.embeddings.nearness
-    return choose_apart(strategy, view, query.n_query, near, pool.labelled_ids, query.min_distance)
+    near = experiment.embeddings.nearness if query.min_distance else None
+    return choose_apart(strategy, view, query.n_query, near, pool.labelled_ids, query.min_distance, query.per_image)
 
 
 def _needs(strategy: Strategy) -> set[str]:
@@ -127,6 +143,12 @@ def _view(experiment: Asking, pool: Pool, seen: Seen, seed: int, k: int,
             alone = fit(vectors, config.umap, derive(seed, k, "umap") % 2**32, experiment.backend.umap)
             return remember(candidates, alone.points)
 
+    def of(name: str, ids: Tensor | None) -> Tensor:
+        return seen.whole(name) if ids is None else seen.rows(name, ids)
+
+    def clicks() -> Tensor:
+        return clicks_of(pool.labels)[pool.labelled_ids.argsort()]
+
     view = PoolView(
         image=ids // pool.grid.cells, cell=ids % pool.grid.cells,
         free=pool.free, n_free=pool.n_free, labelled=pool.labelled.view(-1), n_labelled=len(pool.labelled_ids),
@@ -135,7 +157,8 @@ def _view(experiment: Asking, pool: Pool, seen: Seen, seed: int, k: int,
         uniforms=lambda n: torch.rand(n, generator=draw, dtype=torch.float64).to(pool.device),
         place=place if "embedding" in needs else None,
         fit=fit_alone if "features" in needs else None,
-        seed=derive(seed, k, "kmeans") % 2**31, kmeans=experiment.backend.kmeans,
+        seed=derive(seed, k, "kmeans") % 2**31, kmeans=experiment.backend.kmeans, of=of,
+        clicks=clicks if len(pool.labels) == len(pool.labelled_ids) else None, round=k, rounds=config.query.rounds,
     )
     return view, embedded
 

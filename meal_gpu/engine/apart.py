@@ -1,82 +1,76 @@
-"""Keep patches that look nearly alike out of one query, whatever the strategy (``query.min_distance``).
+"""Limits between the patches of one query, whatever the strategy: how alike they may look (``query.min_distance``), and
+how many may be of one image (``query.per_image``).
 
-The strategy is asked, and of what it names the patches are taken in its order that are far enough from each other;
-then it is asked again for the rest, with everything near those out of its sight. It knows nothing of distances.
+The strategy is asked, and of what it names the patches are taken in its order that are within the limits; then it is
+asked again for the rest, with everything out of its sight that no longer is. It knows nothing of limits.
 """
 
-import copy
 import logging
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..stages.near import Nearness
-from ..stages.select import PoolView, Strategy
+from ..strategies.select import PoolView, Strategy
 
 _log = logging.getLogger("meal_gpu")
 
 
-def choose_apart(strategy: Strategy, view: PoolView, n: int, near: Nearness, labelled: Tensor,
-                 distance: float) -> Tensor:
-    """n free patches, int64 ``[n]``, at least ``distance`` from each other and from those ``labelled`` int64 ``[m]``.
+def choose_apart(strategy: Strategy, view: PoolView, n: int, near: Nearness | None, labelled: Tensor,
+                 distance: float, per_image: int = 0) -> Tensor:
+    """n free patches, int64 ``[n]``, at least ``distance`` from each other and from those ``labelled`` int64 ``[m]``,
+    and at most ``per_image`` of one image (0: any number).
 
-    Where there are not so many, the rest may be near labelled ones, and when these are used up, near each other; both
-    is said. Raises `ValueError` for a strategy that names what is not free.
+    Where there are not so many, the rest may be near labelled ones, and when these are used up, outside of all limits;
+    both is said. Raises `ValueError` for a strategy that names what is not free.
     """
-    view, free = copy.copy(view), view.free
-    best, beside = view.best, near.within(labelled, distance)
-    shut, far = torch.zeros_like(free), True
+    free = view.free
+    beside = torch.zeros_like(free) if near is None else near.within(labelled, distance)
+    shut = torch.zeros_like(free)
     kept = torch.empty(0, dtype=torch.int64, device=free.device)
     while len(kept) < n:
-        left = n - len(kept)
-        view.free = free & ~shut & ~beside
-        view.n_free = int(view.free.sum())
-        if not view.n_free and bool(beside.any()):
+        left, mine = n - len(kept), free & ~shut & ~beside
+        n_mine, limited = int(mine.sum()), True
+        if not n_mine and bool(beside.any()):
             _log.warning("query.min_distance: %d of the %d patches asked for are near labelled ones; there are no "
                          "others.", left, n)
             beside = torch.zeros_like(free)
             continue
-        if not view.n_free:
-            _log.warning("query.min_distance: %d of the %d patches asked for are near others of this query; there are "
-                         "no others.", left, n)
-            view.free = free.index_fill(0, kept, False)
-            view.n_free, far = int(view.free.sum()), False
-        view.best = None if best is None else _among(best, view.free)
-        wanted = min(left, view.n_free)
-        asked = strategy.choose(view, wanted)
-        _check(asked, view.free, wanted)
-        if not far:
+        if not n_mine:
+            keys = " and ".join(f"query.{key}" for key, value in (("min_distance", distance), ("per_image", per_image))
+                                if value)
+            _log.warning("%s: %d of the %d patches asked for are near others of this query, or of the same image; "
+                         "there are no others.", keys, left, n)
+            mine = free.index_fill(0, kept, False)
+            n_mine, limited = int(mine.sum()), False
+        wanted = min(left, n_mine)
+        asked = strategy.choose(view.among(mine, n_mine), wanted)
+        _check(asked, mine, wanted)
+        if not limited:
             return torch.cat([kept, asked])
-        taken = asked[_far(near.pairs(asked, distance))]
-        shut |= near.within(taken, distance)
+        close = torch.zeros(wanted, wanted) if near is None else near.pairs(asked, distance)
+        taken = asked[_within_limits(close, view.image[asked], view.image[kept], per_image)]
         kept = torch.cat([kept, taken])
+        shut = shut.index_fill(0, taken, True) if near is None else shut | near.within(taken, distance)
+        if per_image:
+            shut |= torch.bincount(view.image[kept], minlength=int(view.image[-1]) + 1)[view.image] >= per_image
     return kept
 
 
-def _far(close: Tensor) -> Tensor:
-    """Of bool ``[m, m]``, who is near whom: each that is near none taken before it, int64."""
+def _within_limits(close: Tensor, images: Tensor, before: Tensor, per_image: int) -> Tensor:
+    """Of patches, of which ``close`` bool ``[m, m]`` says who is near whom: those that are near none taken before
+    them, and of no image that is full, int64."""
     taken: list[int] = []
-    rows = close.cpu()
+    counts: dict[int, int] = {}
+    for image in before.tolist():
+        counts[image] = counts.get(image, 0) + 1
+    rows, image_of = close.cpu().bool(), images.tolist()
     for i in range(len(rows)):
-        if not bool(rows[i, taken].any()):
+        full = per_image and counts.get(image_of[i], 0) >= per_image
+        if not full and not bool(rows[i, taken].any()):
             taken.append(i)
-    return torch.tensor(taken, device=close.device)
-
-
-def _among(best: Callable[[int], Tensor], free: Tensor) -> Callable[[int], Tensor]:
-    """The workers' ranking, of patches that are ``free`` alone: they know the labelled ones only."""
-
-    def restricted(n: int) -> Tensor:
-        asked = n
-        while True:
-            ids = best(asked)
-            found = ids[free[ids]]
-            if len(found) >= n or len(ids) < asked:
-                return found[:n]
-            asked *= 2
-
-    return restricted
+            counts[image_of[i]] = counts.get(image_of[i], 0) + 1
+    return torch.tensor(taken, dtype=torch.int64, device=close.device)
 
 
 def _check(asked: Tensor, free: Tensor, wanted: int) -> None:

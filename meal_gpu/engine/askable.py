@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.fit import blank_patches, extents, partly_filled
 from ..data.ingest import Stores
+from ..data.labelled import labelled_cells
 from ..errors import InputError
 from ..randomness import generator
 
@@ -44,18 +45,64 @@ class Askable:
         blank |= torch.tensor([name in gone for name in names])[:, None]
         return blank if bool(blank.any()) else None
 
+    @cached_property
+    def given(self) -> Tensor | None:
+        """int64: patches that were labelled before the run began (``data.unlabelled: ask``); None where none was.
+
+        Raises `InputError` where their masks hold no label.
+        """
+        names, masks, given = self.stores.train.names, self.stores.train.masks, self.stores.dataset.given
+        if given is None:
+            return None
+        self.check_there(list(given), "its mask is what this run begins with")
+        grid, place = self.config.data.tiling(), {name: i for i, name in enumerate(names)}
+        images = [place[name] for name in given]
+        bare = [names[i] for i in images if self.stores.dataset.train[i].mask is None]
+        if bare or masks is None:
+            raise InputError(f"The mask of {bare[0]} is gone, and it is what this run begins with. Restore it to go "
+                             "on, or start a new run.")
+        cells = torch.from_numpy(labelled_cells(masks, images, grid))
+        if self.blank is not None:
+            cells &= ~self.blank[images]
+        ids = (torch.tensor(images)[:, None] * grid.cells + torch.arange(grid.cells))[cells]
+        if not len(ids):
+            raise InputError(f"The masks of {len(given)} images hold nothing but void, so that there is nothing to "
+                             "begin with. Correct them by data.mask_values or data.ignore_index, or give data.masks: "
+                             "null and let people label the first images too.")
+        return ids
+
     def initial(self, seed: int) -> Tensor:
-        """D_L at the start: all patches of a few random images (0: of all images), int64; of those it began with.
+        """D_L at the start, int64: what was labelled before, where anything was, else all patches of a few random
+        images (0: of all images) of those it began with.
 
         Raises `InputError` where one of these is gone.
         """
-        names, cells, dataset = self.stores.train.names, self.config.data.tiling().cells, self.stores.dataset
-        first = dataset.first or len(names)
+        if self.given is not None:
+            return self.given
+        images, _ = self._drawn(seed)
+        self.check_there([self.stores.train.names[i] for i in images.tolist()], f"seed {seed} begins with it")
+        return self._patches(images)
+
+    def after_initial(self, seed: int) -> Tensor:
+        """What stands in for initial patches that nobody can label, int64: those of the images drawn next."""
+        return self._patches(self._drawn(seed)[1])
+
+    def _drawn(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Images that a run begins with, and the others of those that there were, in the order of drawing."""
+        first = self.stores.dataset.first or len(self.stores.train.names)
         images = torch.randperm(first, generator=generator(seed, 0, "initial"))
-        images = images[: self.config.query.n_initial_images or first]
-        self.check_there([names[i] for i in images.tolist()], f"seed {seed} begins with it")
+        n = self.config.query.n_initial_images or first
+        return images[:n], images[n:]
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """All that may be asked for."""
+        cells = self.config.data.tiling().cells
         ids = (images[:, None] * cells + torch.arange(cells)).flatten()
         return ids if self.blank is None else ids[~self.blank.view(-1)[ids]]
+
+    @property
+    def _n_patches(self) -> int:
+        return len(self.stores.train.names) * self.config.data.tiling().cells
 
     def check_there(self, names: list[str], why: str) -> None:
         """Files that nobody asked for may go; the others are what the run rests on: `InputError`."""
@@ -69,9 +116,15 @@ class Askable:
 
         `feasible.check_feasible` has counted those of all files before they were read.
         """
+        query = self.config.query
         if self.blank is None:
+            if self.given is not None and len(self.given) + query.rounds * query.n_query > self._n_patches:
+                raise InputError(
+                    f"The run asks for {query.rounds} rounds of {query.n_query}, and {len(self.given)} of the pool's "
+                    f"{self._n_patches} patches are labelled already. Lower query.rounds or query.n_query, or use a "
+                    "finer data.grid.")
             return
-        query, askable = self.config.query, int((~self.blank).sum())
+        askable = int((~self.blank).sum())
         for seed in self.config.seeds:
             first = len(self.initial(seed))
             wanted = first + query.rounds * query.n_query

@@ -48,7 +48,8 @@ def _page(config: Config, stores: Stores, lines: list[str], problem: InputError 
     title = f"{dataset.name}: {len(stores.train.names)} images"
     stop = f'<p class="lead"><b>A run would stop here.</b> {escape(str(problem))}</p>' if problem else ""
     notes = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    cards = "".join(_card(stores.train, int(i), dataset.palette) for i in _chosen(stores.train))
+    cards = "".join(_card(stores.train, int(i), dataset.palette, dataset.train[i].mask is not None)
+                    for i in _chosen(stores.train))
     keys = "".join(f"<li>{swatch(colour)}{escape(name)}</li>" for name, colour in zip(
         [*dataset.class_names, "void"], [*dataset.palette.tolist(), [136, 136, 136]], strict=True))
     return f"""<!DOCTYPE html>
@@ -91,10 +92,10 @@ def _chosen(store: Store) -> np.ndarray:
     return np.unique(np.linspace(0, len(store.names) - 1, min(_OVERLAYS, len(store.names))).round().astype(int))
 
 
-def _card(store: Store, i: int, palette: np.ndarray) -> str:
+def _card(store: Store, i: int, palette: np.ndarray, labelled: bool) -> str:
     compare(store.images, i, i + 1)
     pictures = [np.asarray(store.images[i])]
-    if store.masks is not None:
+    if store.masks is not None and labelled:
         compare(store.masks, i, i + 1)
         colours = np.full((256, 3), 136, np.uint8)
         colours[: len(palette)] = palette

@@ -13,6 +13,7 @@ from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
+from ..errors import InputError
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
 from ..machine.card import threads
@@ -23,13 +24,17 @@ from ..network.features import Features, batch_size, frames_of
 from ..network.interface import Network
 from ..network.own import OwnNetwork
 from ..planning.sizing import Placement, measure, place
-from ..randomness import derive
+from ..randomness import derive, generator
 from ..sharding.shards import Sharded, Shards, start
+from ..stages.calibrate import held_out, temperature
 from ..stages.pool import Pool
-from ..stages.predict import Predictions, predict
-from ..stages.select import Strategy, find_strategy
+from ..stages.predict import PLAIN, How, Predictions, predict
+from ..stages.statistics import OF_INPUTS
+from ..strategies.select import Strategy
+from ..strategies.wrapped import asked_for
 from ..timing import Progress, no_progress
 from .askable import Askable
+from .beginning import check_start
 from .embeddings import Embeddings
 from .feasible import check_feasible
 from .splits import Split, Validation
@@ -71,7 +76,7 @@ class Experiment:
         """This one's data, network and features for another config; `unlike` must find nothing."""
         assert not unlike(self.config, config)
         check_network(self.pretrained, config)
-        return replace(self, config=config, strategy=find_strategy(config.query.strategy), progress=progress)
+        return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
 
     @property
     def grid(self) -> Grid:
@@ -105,7 +110,7 @@ class Experiment:
         model.begin_as(self.pretrained)
         return model.to(self.backend.device)
 
-    def look(self, model: Network, needs: set[str], free: Tensor) -> Predictions | Sharded:
+    def look(self, model: Network, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions | Sharded:
         """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
 
         ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
@@ -113,10 +118,25 @@ class Experiment:
         """
         query = self.config.query
         if self.shards is not None and needs:
-            return self.shards.look(model, needs, free, query.n_informative, self.progress)
+            return self.shards.look(model, needs, free, query.n_informative, self.progress, how)
         vectors = (lambda: self.embeddings.vectors) if self.config.model.freeze_backbone else None
         return predict(model, self.train.features(model), needs, query.score, self.backend, self.progress, vectors,
-                       self._filled)
+                       self._filled, how)
+
+    def held_out(self, pool: Pool, seed: int, k: int) -> Tensor | None:
+        """Which labelled patches round k does not train on: bool ``[n]`` beside ``pool.labelled_ids``; None where the
+        strategy needs no temperature."""
+        query = self.config.query
+        if "temperature" not in self.strategy.needs or k >= query.rounds:
+            return None
+        return held_out(pool.labelled_ids, self.grid.cells, query.hold_out, generator(seed, k, "held out"))
+
+    def temperature(self, pool: Pool, model: Network, seed: int, k: int) -> float:
+        """Of a network that was trained without these."""
+        held = self.held_out(pool, seed, k)
+        if held is None or not bool(held.any()):
+            return 1.0
+        return temperature(model, self.train.features(model), pool.labelled_ids[held], pool.labels[held], self.backend)
 
     @cached_property
     def embeddings(self) -> Embeddings:
@@ -137,8 +157,15 @@ def check_network(network: Network, config: Config) -> None:
         return
     frame, query = config.data.tiling().within(config.data.context), config.query
     _log.info("%s", network.check(frame.height, frame.width))
-    if find_strategy(query.strategy).needs & {"features", "embedding"}:
-        network.check_features(f"query.strategy '{query.strategy}' embeds features")
+    start, needs = check_start(query), asked_for(query).needs
+    inside = needs & (OF_INPUTS | {"bald"})
+    if inside:
+        raise InputError(f"query.strategy '{query.strategy}' looks inside the network ({', '.join(sorted(inside))}), "
+                         "which takes the one that ships. Use a strategy that looks at logits and features.")
+    if needs & {"features", "embedding"}:
+        network.check_features(f"query.strategy '{query.strategy}' looks at features")
+    if start is not None and "features" in start.needs:
+        network.check_features(f"query.start '{query.start}' looks at features")
     if query.min_distance:
         network.check_features(f"query.min_distance {query.min_distance:g} compares features")
 
@@ -163,7 +190,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
 
 def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
     stack.enter_context(threads(config.threads))
-    strategy = find_strategy(config.query.strategy)
+    strategy = asked_for(config.query)
     backend = resolve(config, strategy.embeds)
     announce(backend, config)
     dataset = dataset or open_dataset(config.data)
@@ -186,6 +213,7 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         _log.info("%s", line)
     check_classes(config.data, stores)
     askable = Askable(config, stores)
+    check_start(config.query)
     askable.check_budget()
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)

@@ -15,10 +15,10 @@ from ..data.listing import Sample
 from ..data.store import compare
 from ..data.tiles import whereabouts
 from ..errors import InputError
-from ..files import own_directory, write_atomic
+from ..files import own_directory, read_arrays, write_atomic
 from ..grid import Grid
 from ..network.interface import Network
-from ..records import ROUNDS, Record, accepting, update_arrays
+from ..records import ARRAYS_BYTES, ROUNDS, Record, accepting, update_arrays
 from ..stages.evaluate import Score
 from ..stages.pool import Pool
 from ..stages.predict import PatchMaps
@@ -35,6 +35,7 @@ def line(k: int, pool: Pool, history: History[Score], class_names: Sequence[str]
     return {
         "round": k, "n_labelled": len(pool.labelled_ids), "fraction": pool.fraction,
         **results(history, class_names), "queried": queried, "labels": sums_of(labels),
+        "pixels": pixels_of(labels, class_names),
         "next_query": next_query,
         "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
         "peak_bytes": peak_bytes(clock.device),
@@ -75,6 +76,12 @@ def ids_of(patches: list[Record]) -> Tensor:
 def sums_of(labels: Tensor) -> list[int]:
     """CRC-32 of each patch's labels, uint8 ``[n, patch_height, patch_width]``."""
     return [zlib.crc32(patch.tobytes()) for patch in labels.cpu().numpy()]
+
+
+def pixels_of(labels: Tensor, class_names: Sequence[str]) -> dict[str, int]:
+    """How many pixels of each class a round has bought; void is none."""
+    counts = torch.bincount(labels.flatten().long().cpu(), minlength=256)
+    return dict(zip(class_names, counts.tolist(), strict=False))
 
 
 def check_same_labels(record: Record, labels: Tensor, n_classes: int, directory: Path, accept: bool) -> bool:
@@ -140,20 +147,49 @@ def keep_embedding(chosen: Query, k: int, directory: Path) -> None:
 def keep_pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid, k: int, directory: Path) -> None:
     """Patches that round k will reveal, out of ``images`` uint8 ``[n, H, W, 3]``, and what the network says of them."""
     own_directory(directory / "gallery")
+    update_arrays(gallery_file(directory, k), _pictures(chosen, maps, images, grid))
+
+
+def add_pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid, k: int, directory: Path) -> None:
+    """The same of patches that round k asks for in place of others, beside those that are there."""
+    held, new = _gallery(directory, k), _pictures(chosen, maps, images, grid)
+    if held is not None and held.keys() >= new.keys():
+        new = {name: np.concatenate([held[name], array]) for name, array in new.items()}
+        update_arrays(gallery_file(directory, k), new)
+
+
+def _pictures(chosen: Query, maps: PatchMaps, images: np.ndarray, grid: Grid) -> dict[str, np.ndarray]:
     for i in sorted({patch // grid.cells for patch in chosen.ids.tolist()}):
         compare(images, i, i + 1)
     places = [(patch // grid.cells, grid.box(patch % grid.cells)) for patch in chosen.ids.tolist()]
-    update_arrays(gallery_file(directory, k), {
+    return {
         "ids": chosen.ids.numpy(),
         "image": np.stack([images[i, y0:y1, x0:x1] for i, (y0, x0, y1, x1) in places]),
         "prediction": maps.prediction.cpu().numpy(), "entropy": maps.entropy.half().cpu().numpy(),
-    })
+    }
 
 
-def keep_truth(labels: Tensor, k: int, directory: Path) -> None:
-    """The labels that round k revealed, beside their pictures."""
-    if gallery_file(directory, k).exists():  # not on a machine that got only the small files
-        update_arrays(gallery_file(directory, k), {"truth": labels.numpy()})
+def keep_truth(ids: Tensor, labels: Tensor, k: int, directory: Path) -> None:
+    """The labels that round k revealed, of patches int64 ``[n]``, beside their pictures."""
+    if not gallery_file(directory, k).exists():  # on a machine that got only the small files
+        return
+    held = _gallery(directory, k)
+    if held is not None and not np.array_equal(held["ids"], ids.numpy()):  # some were skipped, and others asked for
+        place = {patch: i for i, patch in enumerate(held["ids"].tolist())}
+        if not all(patch in place for patch in ids.tolist()):
+            return
+        rows = [place[patch] for patch in ids.tolist()]
+        held = {name: array[rows] for name, array in held.items()}
+        update_arrays(gallery_file(directory, k), held)
+    update_arrays(gallery_file(directory, k), {"truth": labels.numpy()})
+
+
+def _gallery(directory: Path, k: int) -> dict[str, np.ndarray] | None:
+    """What is drawn of a round; None where it is not there, or cannot be read."""
+    try:
+        return read_arrays(gallery_file(directory, k), ARRAYS_BYTES)
+    except (FileNotFoundError, InputError):
+        return None
 
 
 def gallery_file(directory: Path, k: int) -> Path:

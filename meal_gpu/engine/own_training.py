@@ -17,7 +17,6 @@ from ..network.own import OwnNetwork
 from ..network.reading import said
 from ..randomness import derive
 from ..stages.evaluate import Score
-from ..stages.pool import Pool
 from ..stages.train import History
 from .experiment import Experiment
 
@@ -54,7 +53,7 @@ class Patches:
         return masks
 
 
-def train_by(experiment: Experiment, model: Network, pool: Pool, seed: int, k: int,
+def train_by(experiment: Experiment, model: Network, ids: Tensor, labels: Tensor, seed: int, k: int,
              validate: Callable[[], Score | None]) -> History[Score]:
     """Let ``train.factory`` train the network of round k; its weights are taken over. As `stages.train.train`."""
     name, path = experiment.config.train.factory, experiment.config.model.path
@@ -70,7 +69,7 @@ def train_by(experiment: Experiment, model: Network, pool: Pool, seed: int, k: i
     model.train()
     experiment.progress("train", 0, 1)
     try:
-        made = function(network, labelled_patches(experiment, pool, seed, k, miou))
+        made = function(network, labelled_patches(experiment, ids, labels, seed, k, miou))
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's code raises
@@ -87,14 +86,14 @@ def train_by(experiment: Experiment, model: Network, pool: Pool, seed: int, k: i
     return History([{"epoch": epochs, "loss": None, "miou": score.miou if score else None}], epochs, score, score)
 
 
-def labelled_patches(experiment: Experiment, pool: Pool, seed: int, k: int,
+def labelled_patches(experiment: Experiment, ids: Tensor, labels: Tensor, seed: int, k: int,
                      evaluate: Callable[[], float | None]) -> Patches:
     grid: Grid = experiment.grid
-    ids = pool.labelled_ids.cpu()
+    ids = ids.cpu()
     images, index = torch.unique(ids // grid.cells, return_inverse=True)
     boxes = torch.tensor([grid.box(patch % grid.cells) for patch in ids.tolist()])
     held = np.stack([experiment.stores.train.images[i] for i in images.tolist()])
-    return Patches(held, tuple(pool.names[i] for i in images.tolist()), index, boxes, pool.labels.cpu(),
+    return Patches(held, tuple(experiment.train.names[i] for i in images.tolist()), index, boxes, labels.cpu(),
                    experiment.class_names, experiment.epochs(k), derive(seed, k, "train") % 2**32, evaluate)
 
 

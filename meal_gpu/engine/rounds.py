@@ -8,22 +8,20 @@ labelled, is reading the lines and revealing what they say.
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..network.interface import Network
-from ..randomness import generator
 from ..records import Record, append_round, drop_unfinished_line, read_rounds, rewrite_rounds
-from ..stages.evaluate import Score, evaluate
 from ..stages.pool import Pool
-from ..stages.predict import patch_maps
-from ..stages.train import History, train
 from ..timing import StageClock
 from . import outputs
 from .acquire import Query, acquire
+from .beginning import begin
 from .experiment import Experiment
+from .learning import learn, show
 from .oracle import Oracle
 from .outputs import ids_of
-from .own_training import train_by
+from .replacing import Replacing
 
 Observer = Callable[[Record], None]
 """Called with the record of every round, those of a resumed run included."""
@@ -50,7 +48,9 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
     samples = experiment.stores.dataset.train
     drop_unfinished_line(directory)
     records = read_rounds(directory)
-    asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
+    asked: list[Record] = []
+    if not records:
+        asked = outputs.describe(Query(initial_patches(experiment, seed), None), pool.grid, samples)
     changed = False
     for record in records:
         outputs.check_same_images(record, pool.grid, pool.names, directory)
@@ -62,6 +62,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         changed |= outputs.check_same_labels(record, labels, len(experiment.class_names), directory, accept)
         outputs.check_new(record, pool, directory)
         pool.reveal(ids_of(record["queried"]), labels)
+        withhold(pool, record.get("skipped", []))
         asked = record["next_query"]
         observe(record)
     if changed:
@@ -69,57 +70,40 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
 
     for k in range(len(records), rounds + 1):
         clock = StageClock(experiment.backend.device)
+        asked, skipped = oracle.ask(k, asked, Replacing(experiment, pool, seed, k, directory))
         labels = oracle.label(k, ids_of(asked))
         outputs.check_classes(labels, len(experiment.class_names), asked)
         pool.reveal(ids_of(asked), labels)
-        outputs.keep_truth(labels, k, directory)
+        withhold(pool, skipped)
+        outputs.keep_truth(ids_of(asked), labels, k, directory)
         model, history = learn(experiment, pool, seed, k, clock)
         next_query: list[Record] = []
+        looked: Record = {}
         if k < rounds:
             chosen = acquire(experiment, pool, model, seed, k, clock)
-            next_query = outputs.describe(chosen, pool.grid, samples)
+            next_query, looked = outputs.describe(chosen, pool.grid, samples), chosen.looked
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
         outputs.keep_model(model, k, directory)
-        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock)
+        record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock) | looked
         if next_query and experiment.embeddings.near is not None:
             record["near_duplicates"] = experiment.embeddings.near.as_record()
+        if skipped:
+            record["skipped"] = skipped
         append_round(directory, record)
         observe(record)
         asked = next_query
 
 
+def withhold(pool: Pool, skipped: list[int]) -> None:
+    if skipped:
+        pool.withhold(torch.tensor(skipped))
+
+
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
-    """D_L at the start: all patches of a few random images (0: of all images), int64."""
-    return experiment.askable.initial(seed)
-
-
-def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
-          clock: StageClock) -> tuple[Network, History[Score]]:
-    """Train f_θ on D_L, from scratch; evaluate as it goes."""
-    model, val = experiment.new_model(seed, k), experiment.val
-    features, val_features = experiment.train.features(model), val.features(model) if val else None
-
-    def validate() -> Score | None:
-        if val is None or val_features is None:
-            return None
-        with clock.stage("evaluate"):
-            return evaluate(model, val_features, val.masks, len(experiment.class_names), experiment.backend,
-                            experiment.progress)
-
-    with clock.stage("train"):
-        if experiment.config.train.factory is not None:
-            history = train_by(experiment, model, pool, seed, k, validate)
-        else:
-            history = train(model, features, pool.labelled_ids, pool.labels, experiment.config.train,
-                            experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
-                            experiment.progress)
-    clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
-    return model, history
-
-
-def show(experiment: Experiment, model: Network, chosen: Query, k: int, directory: Path) -> None:
-    """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
-    outputs.keep_embedding(chosen, k, directory)
-    maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)
-    outputs.keep_pictures(chosen, maps, experiment.stores.train.images, experiment.grid, k + 1, directory)
+    """D_L at the start, int64: what was labelled before, where anything was; else all patches of a few random images
+    (0: of all images), or what ``query.start`` says."""
+    query = experiment.config.query
+    if query.start == "images" or query.n_initial_images == 0 or experiment.askable.given is not None:
+        return experiment.askable.initial(seed)
+    return begin(experiment, seed)

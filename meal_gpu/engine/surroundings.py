@@ -1,4 +1,4 @@
-"""``environment.json``: what a run ran on and with, and what it went on with."""
+"""``environment.json`` and ``pool.json``: what a run ran on and with, and what it went on with."""
 
 import logging
 import os
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..data.order import Order
 from ..errors import InputError
 from ..machine.card import card
 from ..network.factory import source
-from ..records import ENVIRONMENT, read_environment, write_environment
+from ..records import ENVIRONMENT, read_environment, read_rounds, write_environment
 from .experiment import Experiment
+from .outputs import check_same_images
 
 SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
 """What of ``environment.json`` decides in which order numbers are added. Equal there, equal runs are equal."""
@@ -38,6 +40,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
             "name": dataset.name, "class_names": list(dataset.class_names), "palette": dataset.palette.tolist(),
             "n_images": len(names), "n_val_images": len(experiment.stores.val.names) if experiment.stores.val else 0,
             "patch": [grid.patch_height, grid.patch_width], "n_patches": len(names) * grid.cells,
+            "n_given": len(dataset.given or ()),
         },
     }
 
@@ -81,3 +84,34 @@ def _held_environment(directory: Path) -> dict[str, Any] | None:
         why = str(error)
     _log.warning("%s What it said of the machine is left out: this machine takes its place.", why)
     return None
+
+
+def order_of(experiment: Experiment) -> Order:
+    """The pool's images, as the run has them."""
+    stores = experiment.stores
+    return Order.of(stores.dataset, [of_image for of_image, *_ in stores.train.checksums])
+
+
+def note_pool(experiment: Experiment, directory: Path) -> None:
+    """Keep the pool that a run goes on with in ``pool.json``; images whose pixels have changed since are said.
+
+    They are decoded again under their names: no id moves, but what is seen does. Raises `InputError` where a run of
+    before there were orders does not fit the images.
+    """
+    before, now = Order.read(directory), order_of(experiment)
+    places = [directory / f"seed-{seed}" for seed in experiment.config.seeds]
+    records = [(record, place) for place in places for record in read_rounds(place)]
+    if before is None:
+        for record, place in records:
+            check_same_images(record, experiment.grid, experiment.train.names, place)
+    elif names := before.others(now):
+        asked = {patch["image"] for record, _ in records for patch in record["queried"] + record["next_query"]}
+        labelled = [name for name in names if name in asked]
+        fit = f" Patches of {_some(labelled)} were asked for: see whether their labels still fit." if labelled else ""
+        _log.warning("%d of the pool's images have other pixels than when the run last went on: %s. Rounds so far were "
+                     "made with those of before.%s", len(names), _some(names), fit)
+    now.write(directory)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -14,8 +14,8 @@ from ..machine.backend import Backend
 from ..stages.embed import Embedding
 from ..stages.near import Nearness
 from ..stages.pool import Pool
-from ..stages.predict import Predictions
-from ..stages.select import Strategy
+from ..stages.predict import PLAIN, How, Predictions
+from ..strategies.select import Strategy
 from ..timing import Progress
 from .labelled import Labelled, labelled_ids
 from .manifold import Manifold
@@ -42,10 +42,15 @@ class Asking:
     def embeddings(self) -> "Asking":
         return self
 
-    def look(self, model: Any, needs: set[str], free: Tensor) -> Predictions:
+    def temperature(self, pool: Pool, model: Any, seed: int, k: int) -> float:
+        raise InputError("The strategy needs a temperature, which is fitted on labelled images that the network was "
+                         "not trained on, and which these are is not known here. Use another strategy, or divide the "
+                         "logits yourself.")
+
+    def look(self, model: Any, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions:
         if self.config.query.min_distance:
             needs = {*needs, "features"}
-        self.seen = self.looking.look(needs, self.report)
+        self.seen = self.looking.look(needs, self.report, how)
         bad = int(self.seen.bad(self.looking.device))
         if bad >= 0:
             image = bad // (len(free) // len(self.names))

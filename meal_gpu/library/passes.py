@@ -15,7 +15,8 @@ from ..machine.backend import Backend
 from ..network.features import Features, Means, mean_matrices, patch_means
 from ..network.model import DeepLabV3Plus
 from ..network.reading import in_eval
-from ..stages.predict import PatchMaps, Predictions, patch_maps, predict
+from ..stages.predict import PLAIN, How, PatchMaps, Predictions, patch_maps, predict
+from ..stages.statistics import STATISTICS, Tiles, measure, ratio
 from ..timing import Progress
 from .images import Images
 from .network import Observed, Seen
@@ -47,14 +48,21 @@ class Reading:
         """What is wanted of a batch, rows in the order of patch ids."""
         size, logits = (self.grid.height, self.grid.width), self.logits(seen)
         if "score" in wanted:
-            sums = patch_entropy(logits, size, (self.grid.rows, self.grid.cols), score=self.score,
-                                 align_corners=self.align_corners)
-            yield "score", sums.flatten() / self.grid.patch_pixels
+            if self.score == "ratio":
+                yield "score", self.mean(ratio(logits)[:, None]).squeeze(1)
+            else:
+                sums = patch_entropy(logits, size, (self.grid.rows, self.grid.cols), score=self.score,
+                                     align_corners=self.align_corners)
+                yield "score", sums.flatten() / self.grid.patch_pixels
         if "features" in wanted:
             assert seen.maps is not None
             yield "features", self.mean(seen.maps)
         if "probabilities" in wanted:
             yield "probabilities", self.mean(logits.float().softmax(1))
+        names = [name for name in STATISTICS if name in wanted]
+        if names:
+            tiles = Tiles.of(self.grid, (logits.shape[2], logits.shape[3]), logits.device, self.align_corners)
+            yield from measure(names, logits, None, tiles).items()
 
     def mean(self, maps: Tensor) -> Tensor:
         """Maps ``[B, C, h, w]``, interpolated to the image and averaged per patch: float32 ``[B * cells, C]``."""
@@ -76,7 +84,7 @@ def gather(batches: Iterable[Seen], reading: Reading, wanted: Collection[str], n
             held[name][done * reading.grid.cells :][: len(values)] = values
         done += len(seen.logits)
         progress("score", done, n_images)
-    return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
+    return Predictions.of(held)
 
 
 class Read(ABC):
@@ -97,7 +105,7 @@ class Read(ABC):
     def read(self, index: list[int]) -> Seen:
         """Of some images."""
 
-    def look(self, wanted: Collection[str], progress: Progress) -> Predictions:
+    def look(self, wanted: Collection[str], progress: Progress, how: How = PLAIN) -> Predictions:
         with self.in_use():
             return gather(self.scan(), self.reading, wanted, self.n_images, progress)
 
@@ -154,9 +162,9 @@ class Ours:
         self.model, self.features, self.score, self.backend = model, features, score, backend
         self.device = backend.device
 
-    def look(self, wanted: Collection[str], progress: Progress) -> Predictions:
+    def look(self, wanted: Collection[str], progress: Progress, how: How = PLAIN) -> Predictions:
         with in_eval(self.model):
-            return predict(self.model, self.features, wanted, self.score, self.backend, progress)
+            return predict(self.model, self.features, wanted, self.score, self.backend, progress, how=how)
 
     def maps(self, ids: Tensor) -> PatchMaps:
         with in_eval(self.model):

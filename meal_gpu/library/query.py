@@ -23,8 +23,9 @@ from ..network.reading import Outputs, layers_with_maps
 from ..paths import expand
 from ..records import Record
 from ..stages.pool import Pool
-from ..stages.predict import PatchMaps
-from ..stages.select import Strategy, find_strategy
+from ..stages.predict import BEYOND, PatchMaps
+from ..stages.statistics import OF_INPUTS
+from ..strategies.select import Strategy, find_strategy
 from ..timing import Progress, StageClock
 from .asking import Asking, Looking, pool_of
 from .bar import shown
@@ -169,6 +170,10 @@ def query(
     tiling = Grid(*_pair(grid), *(size or pool_images.size() if isinstance(pool_images, Saved) else pool_images.size))
     config = _config(found, strategy, n, n_informative, score, selector, min_distance, umap, seed)
     manifold = manifold or Manifold()
+    inside = found.needs & (OF_INPUTS | BEYOND.keys())
+    if inside and not isinstance(network, DeepLabV3Plus):
+        raise InputError(f"Strategy '{config.query.strategy}' looks inside the network ({', '.join(sorted(inside))}), "
+                         "which takes a DeepLabV3Plus of meal-gpu. Use a strategy that looks at logits and features.")
     needs_maps = bool(found.needs & {"features", "embedding"}) or min_distance > 0
     looking: Looking
     with shown(progress) as report:

@@ -1,4 +1,4 @@
-"""cuML: UMAP and k-means in device memory. The one file that imports it; called by `stages.embed` and `stages.select`.
+"""cuML: UMAP and k-means in device memory. The one file that imports it; called by `stages.embed` and `strategies`.
 
 Vectors go in through ``__cuda_array_interface__``, results come back through DLPack: nothing is copied on the way, and
 the host sees neither. Inside, cuML waits for the device, and keeps UMAP's neighbour graph on the host; that is its own.

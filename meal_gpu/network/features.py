@@ -54,6 +54,8 @@ class Features:
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
     memo: dict[int, Maps] | None = None
     """The same of single frames that were read, where workers hold the pool: those trained on, in every epoch."""
+    mirrored: bool = False
+    """A `scan` sees its frames in a mirror, left and right exchanged."""
 
     @classmethod
     def of(cls, frames: Frames, model: Network, backend: Backend, cached: bool, stage: str = "features",
@@ -102,7 +104,11 @@ class Features:
                 yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
         # A loop would hold a batch's pixels while the next is made.
-        yield from map(lambda part: (part[0], (filled(part[1], self.batch),)), self.frames.scan(self.batch))  # noqa: C417
+        yield from map(lambda part: (part[0], (self._seen(part[1]),)), self.frames.scan(self.batch))  # noqa: C417
+
+    def _seen(self, pixels: Tensor) -> Tensor:
+        pixels = filled(pixels, self.batch)
+        return pixels.flip(3).contiguous(memory_format=torch.channels_last) if self.mirrored else pixels
 
     @property
     def parts(self) -> list[slice]:

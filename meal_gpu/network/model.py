@@ -98,8 +98,18 @@ class Decoder(nn.Module):
 
     def forward(self, low: Tensor, aspp: Tensor, up: Upsampling | None = None) -> Tensor:
         """The whole map: low ``[B, C, h4, w4]``, aspp ``[B, 256, h16, w16]`` → logits ``[B, classes, h4, w4]``."""
+        return cast(Tensor, self.classify(self.inputs(self.fused(low, aspp, up))))
+
+    def fused(self, low: Tensor, aspp: Tensor, up: Upsampling | None = None) -> Tensor:
+        """The whole map behind the first 3 × 3 convolution, ``[B, 256, h4, w4]``."""
         rows, cols = up or upsampling(_size(low), _size(aspp), aspp.device, aspp.dtype)
-        return self._classify(self._fuse(self.low(low), aspp, rows, cols, padding=1), padding=1)
+        return self._fuse(self.low(low), aspp, rows, cols, padding=1)
+
+    def inputs(self, fused: Tensor, padding: int = 1) -> Tensor:
+        """What the last 1 × 1 convolution is given: conv3x3 + batch-norm + ReLU + dropout."""
+        conv = self.refine.conv
+        refined = self.refine.finish(F.conv2d(fused, conv.weight, conv.bias, padding=padding))
+        return cast(Tensor, self.refine_dropout(refined))
 
     def windows(self, low: Tensor, aspp: Tensor, at: Windows) -> Tensor:
         """One window of each image: low ``[B, C, h4, w4]``, `ASPP.windows` → logits ``[B, classes, m, n]``."""
@@ -107,7 +117,7 @@ class Decoder(nn.Module):
         low = self.low(_nchw(along(rows.low, cols.low, _nhwc(low))))
         low = _nchw(along(rows.low_place, cols.low_place, _nhwc(low)))
         fused = self._fuse(low, aspp, rows.up, cols.up, padding=0)
-        return self._classify(_nchw(along(rows.mid_place, cols.mid_place, _nhwc(fused))), padding=0)
+        return cast(Tensor, self.classify(self.inputs(_nchw(along(rows.mid_place, cols.mid_place, _nhwc(fused))), 0)))
 
     def _fuse(self, low: Tensor, aspp: Tensor, up_rows: Tensor, up_cols: Tensor, padding: int) -> Tensor:
         """conv3x3([low | upsample(aspp)]) + batch-norm + ReLU + dropout; windows come with their padding of 1."""
@@ -120,13 +130,7 @@ class Decoder(nn.Module):
         products = products.view(batch, h16, w16, 3, 3, -1).permute(0, 3, 1, 4, 2, 5)
         up = along(up_rows, up_cols, products.reshape(batch, 3 * h16, 3 * w16, -1))
         fused = F.conv2d(low, weight[:, :c_low], self.fuse.conv.bias, padding=padding) + _nchw(up)
-        return self.fuse_dropout(self.fuse.finish(fused))
-
-    def _classify(self, fused: Tensor, padding: int) -> Tensor:
-        """conv3x3 + batch-norm + ReLU + dropout + 1 × 1."""
-        conv = self.refine.conv
-        x = self.refine.finish(F.conv2d(fused, conv.weight, conv.bias, padding=padding))
-        return cast(Tensor, self.classify(self.refine_dropout(x)))
+        return cast(Tensor, self.fuse_dropout(self.fuse.finish(fused)))
 
 
 class DeepLabV3Plus(Network):

@@ -135,6 +135,8 @@ def costs(config: Config, device: str, n: int, n_val: int, classes: int) -> Roun
 
 def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:
     """The stages of a round and what each takes at least, for people."""
+    if extent.n_given:
+        config = config.revised("query", n_initial_images=extent.n_given)
     name = next((name for name in DATA_SHEETS if name in str(card().get("gpu", "")).lower()), "h100")
     sheet, query, train = DATA_SHEETS[name], config.query, config.train
     n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels

@@ -134,6 +134,8 @@ class Extent:
     """Whether the pool has some."""
     file_pixels: int
     """Of the first image file; 0 where there are no files."""
+    n_given: int = 0
+    """Images whose labels a run begins with."""
 
     @classmethod
     def of(cls, config: Config, dataset: Dataset | None = None) -> "Extent":
@@ -145,7 +147,7 @@ class Extent:
         with Image.open(dataset.train[0].image) as file:  # reads the header
             pixels = file.width * file.height if data.tile is None else data.tile[0] * data.tile[1]
         return cls(len(dataset.class_names), len(dataset.train), len(dataset.val), dataset.labelled,
-                   pixels)
+                   pixels, len(dataset.given or ()))
 
 
 @dataclass(frozen=True)

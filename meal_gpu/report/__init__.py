@@ -1,8 +1,8 @@
 """Reports: runs read from their directories, summed up in a table, and drawn on one self-contained page.
 
-Inside: `runs` reads, `paper` holds Table 1, `summary` counts, `verdict` says who won; `page` puts
-together what `figures`, `planes`, `pictures`, `table1`, `tables`, `words` and `style` draw and say. Stands on the
-modules at the root alone: no other room is needed to read a run.
+Inside: `runs` reads, `paper` holds Table 1, `summary` counts, `verdict` says who won, `compare` what seeds can tell
+apart; `page` puts together what `figures`, `planes`, `pictures`, `table1`, `comparison`, `tables`, `words` and `style`
+draw and say. Stands on the modules at the root alone: no other room is needed to read a run.
 """
 
 from collections.abc import Sequence

@@ -131,7 +131,8 @@ def _budget(run: Run) -> int:
     """Patches labelled after the last round that the configuration asks for."""
     cells = run.config.data.grid[0] * run.config.data.grid[1]
     query = run.config.query
-    wanted = query.n_initial_images * cells + query.rounds * query.n_query
+    first = run.seeds[0].rounds[0].n_labelled if run.dataset.n_given else query.n_initial_images * cells
+    wanted = first + query.rounds * query.n_query
     return max(min(wanted, run.dataset.n_patches), *(record.n_labelled for seed in run.seeds for record in seed.rounds))
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from bokeh.resources import Resources
 
-from . import pictures, table1
+from . import comparison, pictures, table1
 from .figures import Figures, colours, curves
+from .people import people_section
 from .planes import planes
 from .runs import Run, Seed
 from .style import POLICY, SCRIPT, STYLE
@@ -82,6 +83,10 @@ def _overview(runs: Sequence[Run], names: Sequence[str], tints: Sequence[str],
     charts = "".join(_headed(one, groups, curves([runs[i] for i in chosen], [names[i] for i in chosen],
                                                  [tints[i] for i in chosen], figures)) for one, chosen in groups)
     html += _section("curve", "mIoU over labelled patches", charts + _about_curves(runs, charts))
+    compared = comparison.html(runs)
+    if compared:
+        html += _section("compared", "Strategies compared", compared)
+        links.append(("compared", "Compared"))
     if len(runs) > 1:
         links += [("classes", "Classes"), ("time", "Time")]
         tables = "".join(
@@ -123,6 +128,9 @@ def _parts(run: Run, index: int, figures: Figures, gallery: str,
         ("patches", "The queried patches", gallery),
         ("facts", "Facts of the run", facts(run)),
     ]
+    people = people_section(run)
+    if people:
+        parts.insert(1, ("people", "The people’s side", people))
     waiting = query_table(run)
     return [("waiting", "Waiting for labels", waiting), *parts] if waiting else parts
 

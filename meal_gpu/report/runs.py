@@ -76,6 +76,7 @@ class Round(Evaluation):
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
     near_duplicates: NearDuplicates | None = None
+    pixels: dict[str, int] | None = None
 
 
 class Dataset(BaseModel):
@@ -85,6 +86,8 @@ class Dataset(BaseModel):
     n_images: int
     n_val_images: int
     n_patches: int
+    n_given: int = 0
+    """Images whose labels the run began with; 0 where it began with random images."""
 
 
 class Environment(BaseModel, extra="allow"):

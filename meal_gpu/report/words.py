@@ -6,7 +6,8 @@ from ..config import TrainConfig
 from .runs import Run
 
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
-SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin"}
+SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin",
+          "ratio": "closest second class"}
 
 
 def data_set(run: Run) -> str:
@@ -36,10 +37,13 @@ def setting(run: Run) -> str:
         budget = "All of them are labelled."
         training = f"trained for {train.final_epochs} epochs"
     else:
-        first = query.n_initial_images * grid.cells
+        images = run.dataset.n_given
+        first = run.seeds[0].rounds[0].n_labelled if images else query.n_initial_images * grid.cells
+        begun = (f"{first} patches of {images} image{'s' * (images > 1)} had labels before the run began" if images else
+                 f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
+                 "labelled at the start")
         last = min(first + query.rounds * query.n_query, run.dataset.n_patches)
-        budget = (f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
-                  f"labelled at the start; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
+        budget = (f"{begun}; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
                   f"({last / run.dataset.n_patches:.1%}).")
         training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
                     "last")

@@ -15,7 +15,8 @@ from ..config import UmapConfig
 from ..data.frames import HeldFrames, StreamedFrames
 from ..grid import Grid
 from ..kernels import SCORES, patch_entropy, reference
-from ..stages import embed, select
+from ..stages import embed
+from ..strategies import select
 from . import checks_device, checks_network, outcome
 from .outcome import Deviation, Finding
 

@@ -24,7 +24,7 @@ from ..network.build import build
 from ..network.features import Features, frames_of
 from ..network.interface import Network
 from ..planning.sizing import measure, place
-from ..stages.predict import Predictions, predict
+from ..stages.predict import PLAIN, How, Predictions, predict
 from ..stages.ranking import top
 from ..timing import Progress
 
@@ -53,6 +53,7 @@ class Pass:
     number: int
     classes: int
     needs: frozenset[str]
+    how: How = PLAIN
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Holder:
             model = self._network(pass_.classes, weights)
             held = held or self._hold(shard, model, progress)
             scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
-                                     progress=progress, filled=held.filled)
+                                     progress=progress, filled=held.filled, how=pass_.how)
 
             def vectors() -> Tensor:
                 if held.vectors is None:
@@ -163,7 +164,8 @@ def ranked(labelled: np.ndarray, n: int, seen: Predictions) -> tuple[np.ndarray,
     Ids count within the shard; ``labelled`` are those that may not be asked for.
     """
     if seen.score is None:
-        device = next(values.device for values in (seen.features, seen.probabilities) if values is not None)
+        known = (seen.features, seen.probabilities, *seen.measured.values())
+        device = next(values.device for values in known if values is not None)
         return np.empty(0, np.int64), np.empty(0, np.float32), int(seen.bad(device))
     score = seen.score
     free = torch.ones(len(score), dtype=torch.bool, device=score.device)
@@ -174,5 +176,5 @@ def ranked(labelled: np.ndarray, n: int, seen: Predictions) -> tuple[np.ndarray,
 
 def rows(name: str, ids: np.ndarray | None, seen: Predictions) -> np.ndarray:
     """Rows of a field, of all patches of the shard without ``ids``."""
-    values: Tensor = getattr(seen, name)
+    values = seen.whole(name)
     return (values if ids is None else values[torch.from_numpy(ids).to(values.device)]).cpu().numpy()

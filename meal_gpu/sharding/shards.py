@@ -30,7 +30,7 @@ from ..machine.backend import Backend
 from ..machine.card import processes
 from ..network.interface import Network
 from ..paths import expand
-from ..stages.predict import Predictions
+from ..stages.predict import PLAIN, How, Predictions
 from ..stages.ranking import merge
 from ..timing import Progress, no_progress
 from . import cluster
@@ -72,16 +72,16 @@ class Shards:
         self._ask(self._pass(model, set()), weights, range(len(self.ranges)), lambda shard: ready, progress, "features")
 
     def look(self, model: Network, needs: set[str], free: Tensor, n: int,
-             progress: Progress = no_progress) -> "Sharded":
+             progress: Progress = no_progress, how: How = PLAIN) -> "Sharded":
         """`predict` on the workers; of the patches that are ``free``, bool ``[n_patches]``, the n first come along."""
-        return Sharded(self, self._pass(model, needs), self.workers.broadcast(to_bytes(model)), free, n, progress)
+        return Sharded(self, self._pass(model, needs, how), self.workers.broadcast(to_bytes(model)), free, n, progress)
 
     def close(self) -> None:
         self.workers.everywhere(forget, self.job.run)
 
-    def _pass(self, model: Network, needs: set[str]) -> Pass:
+    def _pass(self, model: Network, needs: set[str], how: How = PLAIN) -> Pass:
         self.passes += 1
-        return Pass(self.passes, model.classes, frozenset(needs))
+        return Pass(self.passes, model.classes, frozenset(needs), how)
 
     def _ask(self, pass_: Pass, weights: Broadcast, which: Iterable[int],
              question: Callable[[int], Callable[[Predictions], Any]], progress: Progress, stage: str) -> list[Any]:

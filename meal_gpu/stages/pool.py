@@ -1,5 +1,6 @@
 """The pool: images, which of their patches are labelled, and the labels revealed so far."""
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -67,6 +68,18 @@ class Pool:
     def fraction(self) -> float:
         """Share of the patches that is labelled."""
         return len(self.labelled_ids) / self.n_patches
+
+    def withhold(self, ids: Tensor) -> None:
+        """Never ask for these patches, int64 ``[n]``: nobody can label them."""
+        blank = torch.zeros_like(self.labelled) if self.blank is None else self.blank.clone()
+        blank.view(-1)[ids.to(self.device)] = True
+        self.blank, self._n_blank = blank, int((blank & ~self.labelled).sum())
+
+    def without(self, ids: Tensor) -> "Pool":
+        """The pool as it is, in which these patches, int64 ``[n]``, cannot be asked for."""
+        other = copy.copy(self)
+        other.withhold(ids)
+        return other
 
     def reveal(self, ids: Tensor, labels: Tensor) -> None:
         """Add labels uint8 ``[n, patch_height, patch_width]`` for patches ``ids`` int64 ``[n]``.

@@ -1,20 +1,45 @@
 """Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..grid import Grid
+from ..grid import Grid, Size
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
 from ..network.features import filled as filled_up
 from ..network.fold import for_scoring
 from ..network.interface import Network, Upsampling
+from ..network.model import DeepLabV3Plus
 from ..network.windows import along
 from ..timing import Progress, no_progress
+from .sampling import mutual_information
+from .statistics import STATISTICS, Tiles, measure, ratio
+
+
+@dataclass(frozen=True)
+class How:
+    """How a pass looks at the pool, beyond what it is asked for."""
+
+    temperature: float = 1.0
+    """Logits are divided by it before anything else."""
+    dropout: str = "last"
+    """``last``, ``decoder`` or ``all``: whose units the samples of ``bald`` drop; see `sampling`."""
+    samples: int = 20
+    seed: int = 0
+    """Of the dropped units."""
+
+
+PLAIN = How()
+BASE = ("score", "features", "probabilities")
+"""What a pass may be asked for, beside `STATISTICS` and `BEYOND`."""
+BEYOND = {"bald": "what samples of the network with dropped units disagree about, nats",
+          "mirrored": "the score of the frames seen in a mirror: a second pass"}
+"""What costs more than the pass itself."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +54,33 @@ class Predictions:
     """float32 ``[n_patches, classes]``: mean class probabilities of the patch, taken at stride 4."""
     constant_features: bool = False
     """They are a frozen backbone's, known before the pass: no result of a training, and not looked at by `bad`."""
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of `STATISTICS` and `BEYOND`: float32 ``[n_patches, …]``."""
 
     best = None
     """The pool is here: whoever looks for its most uncertain patches sorts `score`."""
 
+    @classmethod
+    def of(cls, held: Mapping[str, Tensor]) -> "Predictions":
+        """By name."""
+        rest = {name: values for name, values in held.items() if name not in BASE}
+        return cls(held.get("score"), held.get("features"), held.get("probabilities"), measured=rest)
+
+    def whole(self, name: str) -> Tensor:
+        """A field of all patches. Raises `KeyError` for one that nobody asked for."""
+        values: Tensor | None = getattr(self, name) if name in BASE else self.measured[name]
+        if values is None:
+            raise KeyError(name)
+        return values
+
     def rows(self, name: str, ids: Tensor) -> Tensor:
         """A field's rows for patches ``ids``."""
-        values: Tensor = getattr(self, name)
-        return values[ids]
+        return self.whole(name)[ids]
 
     def bad(self, device: torch.device) -> Tensor:
         """The first patch of which anything is not finite (NaN or infinite logits), -1 for none: int64 ``[]``."""
-        known = [self.score, self.probabilities, None if self.constant_features else self.features]
+        known = [self.score, self.probabilities, None if self.constant_features else self.features,
+                 *self.measured.values()]
         found = [~values.unsqueeze(-1).flatten(1).isfinite().all(1) for values in known if values is not None]
         if not found:
             return torch.full((), -1, device=device)
@@ -61,31 +101,39 @@ class PatchMaps:
 @torch.no_grad()
 def predict(model: Network, features: Features, needs: Collection[str], score: str, backend: Backend,
             progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
-            filled: Tensor | None = None) -> Predictions:
+            filled: Tensor | None = None, how: How = PLAIN) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
 
     Parameters
     ----------
     needs
-        Any of ``score``, ``features``, ``probabilities``: fields of `Predictions` to fill.
+        Any of ``score``, ``features``, ``probabilities``, `STATISTICS` and `BEYOND`; other names are others' business.
+        Nothing else is computed.
     score
-        ``entropy``, ``least_confidence`` or ``margin``; see `meal_gpu.kernels.patch_entropy`.
+        ``entropy``, ``least_confidence`` or ``margin``, as `meal_gpu.kernels.patch_entropy` has them; or ``ratio``.
     vectors
         Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
     filled
         int64 ``[n_patches, 2]``: pixel rows and columns of each patch that its image fills, where some do not fill
-        theirs. The score is the mean over these pixels; features and probabilities are those of the whole patch.
+        theirs. The scores are the means over these pixels; everything else is that of the whole patch.
 
     Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
     for the whole pool, without waiting.
     """
     if vectors is not None and "features" in needs:
-        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled)
+        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how)
         return replace(seen, features=vectors(), constant_features=True)
-    wanted = tuple(name for name in ("score", "features", "probabilities") if name in needs)
+    if "mirrored" in needs:
+        seen = predict(model, features, set(needs) - {"mirrored"}, score, backend, progress, filled=filled, how=how)
+        mirror = replace(features, cache=None, memo=None, mirrored=True)  # what is kept is of the frames as they are
+        other = predict(model, mirror, {"score"}, score, backend, progress, filled=filled, how=how)
+        return replace(seen, measured={**seen.measured, "mirrored": other.whole("score")})
+    wanted = tuple(name for name in (*BASE, *STATISTICS, *BEYOND) if name in needs)
     if not wanted:
         return Predictions()
-    cells, of_batch, network = features.frames.grid.cells, backend.compiled(predict_batch), for_scoring(model, backend)
+    plain = set(wanted) <= set(BASE) and how.temperature == 1 and not features.mirrored
+    of_batch = backend.compiled(predict_batch) if plain else measure_batch
+    cells, network = features.frames.grid.cells, for_scoring(model, backend)
     # One block each, from the first batch on: small results of every batch between its large temporaries would leave
     # the host's heap in pieces, and its memory would grow with the pool.
     held: dict[str, Tensor] = {}
@@ -96,40 +144,100 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         n = (frames.stop - frames.start) * cells
         held[name][frames.start * cells :][:n] = values[:n]
 
-    low, high = features.means[features.logits_size], features.means[features.high_size]
+    means = features.means[features.logits_size], features.means[features.high_size]
+    more = () if plain else (features.mirrored, how, tiles_of(features))
     for frames, given in features.given():
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
-        found = of_batch(network, given, features.upsampling, low, high, features.frames.grid, wanted, score, backend,
-                         real)
+        found = of_batch(network, given, features.upsampling, *means, features.frames.grid, wanted, score, backend,
+                         real, *more)
         for name, values in zip(wanted, found, strict=True):
             keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
-    return Predictions(held.get("score"), held.get("features"), held.get("probabilities"))
+    return Predictions.of(held)
 
 
 def predict_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
                   wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None = None) -> list[Tensor]:
-    """What is wanted of a batch, in that order; matrices from `Features`, ``filled`` of its patches as in `predict`."""
+    """What of `BASE` is wanted of a batch, in that order; matrices from `Features`, ``filled`` of its patches."""
     if wanted == ("features",):
         with backend.autocast():
             return [patch_means(maps_of(model, given)[1], *high)]
+    return base_of(*logits_of(model, given, up, backend), low, high, grid, wanted, score, filled, model.align_corners)
+
+
+def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, wanted: Collection[str], score: str,
+            filled: Tensor | None, align_corners: bool) -> list[Tensor]:
+    """What of `BASE` is wanted, in that order."""
     found = []
-    logits, maps = logits_of(model, given, up, backend)
     if "score" in wanted:
-        size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
-        if filled is None:
-            sums = patch_entropy(logits, size, tiling, score=score, align_corners=model.align_corners)
-            found.append(sums.flatten() / grid.patch_pixels)
-        else:
-            sums, pixels = patch_entropy(logits, size, tiling, score=score, align_corners=model.align_corners,
-                                         return_map=True)
-            found.append(filled_means(sums.flatten() / grid.patch_pixels, pixels, grid, filled))
+        found.append(mean_scores(logits, grid, score, filled, low, align_corners))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
         found.append(patch_means(logits.float().softmax(1), *low))
     return found
+
+
+def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means,
+                align_corners: bool = True) -> Tensor:
+    """Mean score per pixel of each patch, float32 ``[B * cells]``; ``ratio`` at stride 4, and of whole patches."""
+    if score == "ratio":
+        return patch_means(ratio(logits)[:, None], *low).squeeze(1)
+    size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
+    if filled is None:
+        sums = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners)
+        return sums.flatten() / grid.patch_pixels
+    sums, pixels = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners, return_map=True)
+    return filled_means(sums.flatten() / grid.patch_pixels, pixels, grid, filled)
+
+
+def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
+                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, mirrored: bool,
+                  how: How, tiles: Tiles) -> list[Tensor]:
+    """Whatever is wanted of a batch, in that order. The frames come mirrored where ``mirrored`` says so."""
+    with backend.autocast():
+        maps = maps_of(model, given)
+        inputs = None  # what the last layer of somebody's network is given, nobody knows
+        if isinstance(model, DeepLabV3Plus):
+            inputs = model.decoder.inputs(model.decoder.fused(maps[0], model.aspp(maps[1]), up))
+            logits: Tensor = model.decoder.classify(inputs)
+        else:
+            logits = model.logits(*maps, up)
+    if how.temperature != 1:
+        logits = logits.float() / how.temperature
+    if mirrored:
+        logits = logits.flip(3)
+    base = [name for name in BASE if name in wanted]
+    found = dict(zip(base, base_of(logits, maps[1], low, high, grid, wanted, score, filled, model.align_corners),
+                     strict=True))
+    names = [name for name in wanted if name in STATISTICS]
+    if names:
+        found |= measure(names, logits, inputs, tiles)
+    if "bald" in wanted:
+        assert isinstance(model, DeepLabV3Plus)  # `prepare` has refused others
+        unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
+        found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
+    return [found[name] for name in wanted]
+
+
+def tiles_of(features: Features) -> Tiles:
+    """Of the map of logits; brought to the device once."""
+    return _tiles(features.frames.grid, features.logits_size, features.frames.device, features.align_corners)
+
+
+@functools.lru_cache(maxsize=8)
+def _tiles(grid: Grid, size: Size, device: torch.device, align_corners: bool) -> Tiles:
+    return Tiles.of(grid, size, device, align_corners)
+
+
+def passes(needs: Collection[str], how: How) -> dict[str, int]:
+    """What a look costs, by name: ``pool``, forward passes over the pool; ``samples``, of dropped units, per pass."""
+    known = {*BASE, *STATISTICS, *BEYOND}.intersection(needs)
+    if not known:
+        return {}
+    samples = {f"samples_{how.dropout}": how.samples} if "bald" in known else {}
+    return {"pool": 1 + ("mirrored" in known), **samples}
 
 
 def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> Tensor:

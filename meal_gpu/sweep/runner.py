@@ -25,7 +25,7 @@ from ..paths import expand
 from ..report import load_sweep, write_report
 from ..sharding import cluster
 from ..sharding.shards import check_local
-from ..stages.select import find_strategy
+from ..strategies.select import find_strategy
 from ..sweepfile import FILE, Point, dump_points, read_points
 from .jobs import Job, run_jobs
 from .live_table import Board

@@ -15,7 +15,7 @@ from ..display import Display
 from ..engine.experiment import OWN, Experiment, prepare, unlike
 from ..errors import InputError
 from ..launch import run_or_resume
-from ..stages.select import find_strategy
+from ..strategies.select import find_strategy
 from ..sweepfile import Point
 from ..timing import Progress
 

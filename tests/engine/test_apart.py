@@ -14,7 +14,7 @@ from meal_gpu.launch import run
 from meal_gpu.records import read_rounds
 from meal_gpu.report import load_run
 from meal_gpu.stages.near import Nearness
-from meal_gpu.stages.select import STRATEGIES, PoolView, Strategy
+from meal_gpu.strategies.select import STRATEGIES, PoolView, Strategy
 
 SIZE = (32, 40)
 

@@ -48,7 +48,7 @@ def config(folder: Folder, people: bool = True, **query: object) -> Config:
 def answer(out: Path, number: int) -> list[dict]:
     """People label a query."""
     place = out / "seed-0" / "to-label" / f"round-{number:02d}"
-    query = json.loads((place / "query.json").read_text())
+    query = json.loads((place / "query.json").read_text())["items"]
     for patch in query:
         Image.fromarray(RNG.integers(0, 3, (16, 20), np.uint8)).save(place / "masks" / patch["file"])
     return query
@@ -83,12 +83,12 @@ def test_files_come_and_go_between_rounds(folder, tmp_path, caplog):
     assert names == [*(f"m{i}" for i in range(5)), "a0", "z0"]
     second = answer(out, 1)
     for patch in [*first, *second]:
-        assert names[patch["id"] // 4] == patch["image"]
+        assert names[patch["patch"] // 4] == patch["image"]
         assert patch["image"] != gone
     # The pixels that people see are those of the file that is named.
     for patch in second:
-        y0, x0, y1, x1 = patch["box"]
-        shown = np.array(Image.open(out / "seed-0" / "to-label" / "round-01" / "images" / patch["file"]))
+        y0, x0, y1, x1 = patch["original"]["window"]
+        shown = np.array(Image.open(out / "seed-0" / "to-label" / "round-01" / "images" / f"{patch['id']}.png"))
         pixels = np.array(Image.open(folder.root / "images" / f"{patch['image']}.png"))
         np.testing.assert_array_equal(shown, pixels[y0:y1, x0:x1])
     # Again, and the one that was gone comes back.
@@ -99,7 +99,7 @@ def test_files_come_and_go_between_rounds(folder, tmp_path, caplog):
     resume(out)
     records = read_rounds(out / "seed-0")
     assert [[patch["id"] for patch in record["queried"]] for record in records] == [
-        [patch["id"] for patch in query] for query in (first, second, third)]
+        [patch["patch"] for patch in query] for query in (first, second, third)]
     assert load_run(out).dataset.n_patches == 4 * 8
     assert (out / "report.html").is_file()
 
@@ -109,10 +109,15 @@ def test_a_labelled_image_that_goes_is_refused_by_name(folder, tmp_path):
     with pytest.raises(LabelsMissingError):
         run(config(folder), out)
     first = answer(out, 0)
+    image = folder.root / "images" / f"{first[0]['image']}.png"
+    content = image.read_bytes()
     drop(folder, first[0]["image"])
     with pytest.raises(InputError, match=rf"{first[0]['image']} is gone, and seed 0 begins with it"):
         resume(out)
     add(folder, first[0]["image"])
+    with pytest.raises(InputError, match=rf"{first[0]['image']}.png has changed since r00-0001-.* was asked for"):
+        resume(out)
+    image.write_bytes(content)
     go_on(out)
     (asked, *_) = [patch["image"] for patch in answer(out, 1) if patch["image"] not in {p["image"] for p in first}]
     drop(folder, asked)
@@ -175,3 +180,27 @@ def test_check_says_what_has_changed(folder, tmp_path):
     said = [line.removeprefix("Since the store was built: ") for line in lines if "Since the store" in line]
     assert said == ["1 image is new: a0.", "1 image is gone: m2.", "1 image has other files: m1."]
     assert not [line for line in check(asked, out)[0] if "Since" in line]
+
+
+def test_other_pixels_under_a_known_name_are_said(folder, tmp_path, caplog):
+    """The store follows the file, and the run went on without a word."""
+    caplog.set_level("INFO", "meal_gpu")
+    out = tmp_path / "run"
+    with pytest.raises(LabelsMissingError):
+        run(config(folder, n_query=1), out)
+    first = answer(out, 0)
+    go_on(out)
+    [second] = json.loads((out / "seed-0" / "to-label" / "round-01" / "query.json").read_text())["items"]
+    asked, other = first[0]["image"], unasked(folder, first, [second])[0]
+    assert "other pixels" not in caplog.text
+    add(folder, other)
+    go_on(out)
+    assert f"1 of the pool's images have other pixels than when the run last went on: {other}." in caplog.text
+    assert "asked for" not in caplog.text
+    caplog.clear()
+    add(folder, asked, other)
+    go_on(out)
+    assert f"Patches of {asked} were asked for: see whether their labels still fit." in caplog.text
+    caplog.clear()
+    go_on(out)
+    assert "other pixels" not in caplog.text, "it is said once"

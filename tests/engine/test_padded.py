@@ -102,9 +102,10 @@ def test_tiles_go_through_a_run_and_their_file_is_named(tmp_path):
     with pytest.raises(LabelsMissingError):
         run(tiled, tmp_path / "run")
     query = json.loads((tmp_path / "run" / "seed-0" / "to-label" / "round-00" / "query.json").read_text())
-    for patch in query:
-        y0, x0, y1, x1 = patch["source_box"]
-        assert patch["source"] == "map.tif"
-        assert (y1 - y0, x1 - x0) == (16, 16)
+    for patch in query["items"]:
+        y0, x0, y1, x1 = patch["original"]["box"]
+        assert patch["original"]["file"] == "map.tif"
+        assert y1 == min(y0 + 16, 80)
+        assert x1 == min(x0 + 16, 110)
         assert patch["image"] == f"map_y{y0 // 32 * 32}_x{x0 // 48 * 48}"
-        assert (min(y1, 80) - y0) * (min(x1, 110) - x0) * 2 >= 16 * 16
+        assert (y1 - y0) * (x1 - x0) * 2 >= 16 * 16

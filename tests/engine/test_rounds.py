@@ -20,7 +20,7 @@ from meal_gpu.engine.rounds import initial_patches, run_seed
 from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.launch import resume, run
 from meal_gpu.records import read_rounds
-from meal_gpu.stages import select
+from meal_gpu.strategies import select
 
 
 def timeless(directory: Path, seed: int = 0) -> list[dict]:
@@ -245,15 +245,16 @@ def test_people_label(make_folder, tmp_path):
         with pytest.raises(LabelsMissingError) as waiting:
             resume(directory) if k else run(config, directory)
         folder = directory / "seed-0" / "to-label" / f"round-{k:02d}"
-        asked = json.loads((folder / "query.json").read_text())
+        asked = json.loads((folder / "query.json").read_text())["items"]
         assert waiting.value.directory == folder / "masks"
         assert waiting.value.missing == len(asked)
-        assert [patch["id"] for patch in asked] == queries(simulated)[k]
+        assert [patch["patch"] for patch in asked] == queries(simulated)[k]
         for patch in asked:
             y0, x0, y1, x1 = patch["box"]
-            image = np.array(Image.open(folder / "images" / patch["file"]))
+            top, left, bottom, right = patch["original"]["window"]
+            image = np.array(Image.open(folder / "images" / f"{patch['id']}.png"))
             np.testing.assert_array_equal(
-                image, np.array(Image.open(root / "images" / f"{patch['image']}.png"))[y0:y1, x0:x1])
+                image, np.array(Image.open(root / "images" / f"{patch['image']}.png"))[top:bottom, left:right])
             mask = np.array(Image.open(root / "masks" / f"{patch['image']}.png"))[y0:y1, x0:x1]
             Image.fromarray(mask).save(folder / "masks" / patch["file"])
     resume(directory)

@@ -17,7 +17,7 @@ from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.errors import InputError
 from meal_gpu.library.query import query
-from meal_gpu.stages.select import PoolView, Strategy
+from meal_gpu.strategies.select import PoolView, Strategy
 from meal_gpu.timing import StageClock
 
 

@@ -12,7 +12,7 @@ from meal_gpu.config import Config
 from meal_gpu.errors import InputError
 from meal_gpu.machine import arithmetic, backend
 from meal_gpu.machine.backend import announce, resolve
-from meal_gpu.stages.select import find_strategy
+from meal_gpu.strategies.select import find_strategy
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 import torch
+from here import Here
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import CPU, noise, stir_norms, tiny_backend, tiny_config, tiny_model
@@ -48,25 +49,6 @@ def test_ranges_cover_the_pool_evenly(n_images, n):
     assert [i for first, last in ranges for i in range(first, last)] == list(range(n_images))
     assert len(ranges) == min(n, n_images)
     assert max(last - first for first, last in ranges) - min(last - first for first, last in ranges) <= 1
-
-
-class Here:
-    """The tasks of `Workers`, done by this process."""
-
-    sharers = 1
-
-    def __len__(self):
-        return 3
-
-    def broadcast(self, data):
-        return data
-
-    def ask(self, function, asked, shared, progress, stage, total):
-        return [function(True, frozenset(part for part, _ in asked), part, *args, shared, progress)
-                for part, args in asked]
-
-    def everywhere(self, function, *args):
-        function(*args)
 
 
 RANGES = [[(0, 7)], even(7, 2), [(0, 1), (1, 6), (6, 7)]]

@@ -21,8 +21,9 @@ from meal_gpu.data.frames import HeldFrames
 from meal_gpu.data.store import write_images
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.learning import learn
 from meal_gpu.engine.oracle import SimulatedOracle
-from meal_gpu.engine.rounds import initial_patches, learn
+from meal_gpu.engine.rounds import initial_patches
 from meal_gpu.errors import InputError
 from meal_gpu.grid import Grid
 from meal_gpu.launch import resume, run
@@ -34,7 +35,7 @@ from meal_gpu.sharding.shards import Shards
 from meal_gpu.sharding.workers import Workers
 from meal_gpu.stages.predict import predict
 from meal_gpu.stages.ranking import top
-from meal_gpu.stages.select import STRATEGIES, find_strategy
+from meal_gpu.strategies.select import STRATEGIES, find_strategy
 from meal_gpu.timing import StageClock
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,50 @@
+"""Train a round's network, and keep what the report draws of what it then asks for."""
+
+from pathlib import Path
+
+from ..network.interface import Network
+from ..randomness import generator
+from ..stages.evaluate import Score, evaluate
+from ..stages.pool import Pool
+from ..stages.predict import patch_maps
+from ..stages.train import History, train
+from ..timing import StageClock
+from . import outputs
+from .acquire import Query
+from .experiment import Experiment
+from .own_training import train_by
+
+
+def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
+          clock: StageClock) -> tuple[Network, History[Score]]:
+    """Train f_θ on D_L, from scratch; evaluate as it goes."""
+    model, val = experiment.new_model(seed, k), experiment.val
+    features, val_features = experiment.train.features(model), val.features(model) if val else None
+
+    def validate() -> Score | None:
+        if val is None or val_features is None:
+            return None
+        with clock.stage("evaluate"):
+            return evaluate(model, val_features, val.masks, len(experiment.class_names), experiment.backend,
+                            experiment.progress)
+
+    held = experiment.held_out(pool, seed, k)
+    ids, labels = pool.labelled_ids, pool.labels
+    if held is not None:
+        ids, labels = ids[~held], labels[~held]
+    with clock.stage("train"):
+        if experiment.config.train.factory is not None:
+            history = train_by(experiment, model, ids, labels, seed, k, validate)
+        else:
+            history = train(model, features, ids, labels, experiment.config.train,
+                            experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
+                            experiment.progress)
+    clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
+    return model, history
+
+
+def show(experiment: Experiment, model: Network, chosen: Query, k: int, directory: Path) -> None:
+    """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
+    outputs.keep_embedding(chosen, k, directory)
+    maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)
+    outputs.keep_pictures(chosen, maps, experiment.stores.train.images, experiment.grid, k + 1, directory)
