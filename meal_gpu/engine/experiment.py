@@ -75,7 +75,7 @@ class Experiment:
     def like(self, config: Config, progress: Progress) -> "Experiment":
         """This one's data, network and features for another config; `unlike` must find nothing."""
         assert not unlike(self.config, config)
-        check_network(self.pretrained, config)
+        check_asked(self.pretrained, config)
         return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
 
     @property
@@ -151,12 +151,11 @@ class Experiment:
                        self.backend, lambda _, done, total: self.progress("features", done, total))
 
 
-def check_network(network: Network, config: Config) -> None:
-    """Try somebody's network before long work. Raises `InputError` where it is none, or lacks what is asked of it."""
+def check_asked(network: Network, config: Config) -> None:
+    """Raise `InputError` where somebody's network lacks what the query asks of it."""
     if not isinstance(network, OwnNetwork):
         return
-    frame, query = config.data.tiling().within(config.data.context), config.query
-    _log.info("%s", network.check(frame.height, frame.width))
+    query = config.query
     start, needs = check_start(query), asked_for(query).needs
     inside = needs & (OF_INPUTS | {"bald"})
     if inside:
@@ -205,7 +204,10 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
     classes = len(dataset.class_names) if needs_classes(config.model) else 2
     pretrained = build(classes, config.model).to(backend.device).eval()
-    check_network(pretrained, config)
+    if isinstance(pretrained, OwnNetwork):
+        frame = config.data.tiling().within(config.data.context)
+        _log.info("%s", pretrained.check(frame.height, frame.width))
+    check_asked(pretrained, config)
     if config.train.factory is not None:
         find("train.factory", config.train.factory, config.model.path)
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")

@@ -19,6 +19,7 @@ from meal_gpu.data.pixels import normalise
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.errors import InputError
+from meal_gpu.folders.network import load, logits
 from meal_gpu.launch import resume, run
 from meal_gpu.records import read_rounds
 from meal_gpu.timing import StageClock
@@ -51,9 +52,18 @@ KINDS = {
 }
 
 
+@pytest.fixture
+def two_threads():
+    """With one thread all sums are in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_seeds_give_equal_runs_and_a_killed_one_goes_on(tmp_path, kind):
-    """Two threads, as the tests of our own network have."""
     config = own_config(tmp_path, **KINDS[kind])
     first, second = run(config, tmp_path / "a"), run(config, tmp_path / "b")
     assert timeless(first) == timeless(second)
@@ -112,6 +122,38 @@ def test_frozen_features_are_computed_once_and_stay(tmp_path, monkeypatch):
     assert a.module.up.training
     assert not a.module.stem.training
     assert not a.module.deep[3].training
+
+
+@pytest.mark.parametrize("strategy", ["ripu", "ripu_patch", "equal", "cereals", "clasp", "entropy_calibrated",
+                                      "coreset", "spectral"])
+def test_strategies_that_look_at_outputs(tmp_path, strategy):
+    config = own_config(tmp_path, query__strategy=strategy, data__context="image")
+    experiment = prepare(config)
+    pool = experiment.new_pool()
+    ids = torch.tensor([1, 2, 9, 14])
+    pool.reveal(ids, torch.zeros(4, pool.grid.patch_height, pool.grid.patch_width, dtype=torch.uint8))
+    chosen = acquire(experiment, pool, experiment.new_model(0, 0), 0, 0, StageClock(torch.device("cpu")))
+    assert len(set(chosen.ids.tolist()) - set(ids.tolist())) == config.query.n_query
+
+
+@pytest.mark.parametrize("strategy", ["badge", "bald", "badge_calibrated"])
+def test_strategies_that_look_inside_our_network_are_refused(tmp_path, strategy):
+    with pytest.raises(InputError, match=f"strategy '{strategy}' looks inside the network .*, which takes the one"):
+        prepare(own_config(tmp_path, query__strategy=strategy))
+
+
+def test_the_network_that_a_run_leaves_labels_other_images(tmp_path):
+    """`meal-gpu predict`, by the logits at the frames' own size."""
+    config = own_config(tmp_path, query__rounds=0, query__strategy="random", data__context="image")
+    directory = run(config, tmp_path / "run")
+    experiment = prepare(config)
+    left = load(directory / "seed-0", config, len(experiment.class_names), torch.device("cpu"))
+    images = experiment.stores.train.images[:3]
+    found = logits(left.model, images, config, experiment.backend, 2)
+    with torch.no_grad():
+        small = left.model.module(normalise(torch.from_numpy(images)))
+    expected = torch.nn.functional.interpolate(small, images.shape[1:3], mode="bilinear")
+    assert torch.allclose(torch.stack(found), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_patches_are_kept_apart(tmp_path):
