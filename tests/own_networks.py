@@ -13,6 +13,7 @@ class Plain(nn.Module):
         self.backbone = nn.Sequential(nn.Conv2d(3, width, 3, 4, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
         self.head = nn.Sequential(nn.Dropout(0.1), nn.Conv2d(width, classes, 1))
+        self.spare = nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.backbone(x)
@@ -43,6 +44,22 @@ class Staged(nn.Module):
 
     def trainable(self):
         return [*self.up.parameters(), *self.head.parameters()]
+
+
+class Headless(nn.Module):
+    """Without a module of a known name; one is called `features`, and is never used."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 4, 1), nn.ReLU(), nn.Conv2d(6, classes, 1))
+        self.features = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def headless(classes: int) -> nn.Module:
+    return Headless(classes)
 
 
 def plain(classes: int, **more) -> nn.Module:

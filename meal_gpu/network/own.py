@@ -61,6 +61,7 @@ class OwnNetwork(Network):
         self._constant = self._frozen_names() if self.staged else frozenset()
         self._shapes: dict[Size, tuple[Shape, Shape, Size]] = {}
         self._caught: Any = None
+        self.named = config.feature_layer is not None
         self.layer = None if self.staged else self._layer(config.feature_layer)
         if self.staged and config.feature_layer is not None:
             raise InputError(f"model.feature_layer is '{config.feature_layer}', and what {self.name} returns says "
@@ -121,6 +122,11 @@ class OwnNetwork(Network):
             low, high = maps if len(maps) == 2 else (maps[0][:, :0, :1, :1], maps[0])
         else:
             low = self._as_logits(self.module(pixels))
+            if self.layer is not None and self._caught is None:
+                if self.named:
+                    raise InputError(f"model.feature_layer '{self.layer}' is not used by {self.name}. Name another "
+                                     "layer.")
+                self.layer = None  # its name was a guess
             high = low if self._caught is None else self._caught
             self._caught = None
         return low[:n], high[:n]

@@ -83,7 +83,7 @@ def layers_with_maps(network: nn.Module, batch: Tensor) -> list[str]:
         return note
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()
-             if 0 < name.count(".") + 1 <= 2]
+             if name and name.count(".") < 2]
     try:
         with torch.no_grad():
             network(batch)
