@@ -41,7 +41,7 @@ Record = dict[str, Any]
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 ENVIRONMENT = "environment.json"
-_SINCE = ("threads",)
+_SINCE = ("threads", "tracking")
 """Keys beside the sections that came later: runs of before ran with what is their default."""
 ARRAYS_BYTES = 2**32
 """Of an ``.npz`` file of a run, unpacked, where nothing tells how much belongs there."""
