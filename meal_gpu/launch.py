@@ -36,6 +36,7 @@ from .records import (
 )
 from .report import load_run, write_report
 from .timing import Progress, no_progress
+from .tracking import Tracking
 
 UNFINISHED = (".lock", "environment.json", ".environment.json.", "pool.json", ".pool.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
@@ -243,10 +244,15 @@ def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None
 
 
 def _run(experiment: Experiment, directory: Path, observe: Observer, accept: bool = False) -> Path:
-    for seed in experiment.config.seeds:
-        folder = own_directory(directory / f"seed-{seed}")
-        oracle = oracle_of(experiment.config, experiment.stores, folder)
-        run_seed(experiment, seed, folder, oracle, partial(observe, seed), accept)
+    with Tracking(directory, experiment.config) as tracking:
+        def observed(seed: int, record: Record) -> None:
+            tracking.observe(seed, record)
+            observe(seed, record)
+
+        for seed in experiment.config.seeds:
+            folder = own_directory(directory / f"seed-{seed}")
+            oracle = oracle_of(experiment.config, experiment.stores, folder)
+            run_seed(experiment, seed, folder, oracle, partial(observed, seed), accept)
     write_report([load_run(directory)], directory / "report.html")
     return directory
 
