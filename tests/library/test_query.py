@@ -16,7 +16,9 @@ from meal_gpu.data.pixels import normalise
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.errors import InputError
+from meal_gpu.grid import Grid
 from meal_gpu.library.query import query
+from meal_gpu.stages.statistics import Tiles, measure
 from meal_gpu.strategies.select import PoolView, Strategy
 from meal_gpu.timing import StageClock
 
@@ -324,3 +326,18 @@ def test_near_duplicates_are_kept_apart():
     assert len(set(cells)) < 4
     cells = [patch % 6 for patch in query(small(), images, GRID, 4, min_distance=0.05, **asked).ids.tolist()]
     assert len(set(cells)) == 4
+
+
+def test_strategies_that_look_at_outputs_work_on_any_network_and_others_say_what_they_want():
+    network, images = small().eval(), inputs()
+    answer = query(network, images, GRID, 5, strategy="ripu_patch", progress=False, batch_size=2)
+    with torch.no_grad():
+        logits = network(images)
+    found = measure(["histogram", "entropy"], logits, None,
+                    Tiles.of(Grid(*GRID, *SIZE), logits.shape[2:], torch.device("cpu"), False))
+    score = torch.special.entr(found["histogram"]).sum(1) * found["entropy"]
+    assert answer.ids.tolist() == torch.argsort(score, descending=True, stable=True)[:5].tolist()
+    with pytest.raises(InputError, match=r"Strategy 'badge' looks inside the network \(gradient\)"):
+        query(network, images, GRID, 5, strategy="badge", progress=False)
+    with pytest.raises(InputError, match="needs a temperature"):
+        query(network, images, GRID, 5, strategy="entropy_calibrated", progress=False)
