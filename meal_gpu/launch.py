@@ -22,6 +22,7 @@ from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
+from .labelling.journal import JOURNAL, accept_journal
 from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
@@ -194,7 +195,10 @@ def load_resumed(directory: Path, overrides: list[str] | None = None, accept: bo
 def accept_edited(directory: Path) -> None:
     """Take a run as somebody has edited it, and say what was. Raises `InputError` where it cannot be read."""
     with _explained(directory), _alone(directory):
-        for name in accept_changes(directory):
+        changed = accept_changes(directory)
+        changed += [f"{file.parent.name}/{JOURNAL}" for file in sorted(directory.glob(f"seed-*/{JOURNAL}"))
+                    if accept_journal(file.parent)]
+        for name in changed:
             _log.warning("%s: %s was edited since it was written. It is taken as it is, and reports of this run say "
                          "so.", directory, name)
 

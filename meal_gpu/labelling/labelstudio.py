@@ -99,7 +99,7 @@ def read(held: list[Any], book: Book, where: str, overlap: Overlap) -> Answers:
     for task in held:
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
             raise InputError(f"{where} is no JSON export with annotations (JSON-MIN, perhaps): {_WRONG}.")
-        at = f"{where}: task {task.get('id', '?')}"
+        at = f"{where}: task {task.get('id', '?')!r:.50}"
         data = task["data"]
         if "meal_item" not in data:
             raise InputError(f"{at} has no meal_item in its data: it was not imported from a query of meal-gpu. Delete "

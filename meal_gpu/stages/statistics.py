@@ -105,10 +105,11 @@ def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles
     logits ``[B, C, h, w]``; inputs φ ``[B, d, h, w]``, needed for `OF_INPUTS` alone.
     """
     wanted, classes = set(names), logits.shape[1]
-    log_p = logits.float().log_softmax(1)
+    logits = logits.float().contiguous()  # class by class: most of what follows goes through them one after another
+    log_p = logits.log_softmax(1)
     p = log_p.exp()
     entropy = -(p * log_p).sum(1)
-    first, second = top_two(p)
+    first, second = top_two(p) if wanted & {"least_confidence", "margin", "ratio"} else (entropy, entropy)
     predicted = logits.argmax(1)
     hot = (predicted[:, None] == torch.arange(classes, device=logits.device)[:, None, None]).float()
     maps: dict[str, Tensor] = {}  # [B, k, h, w], averaged together below
@@ -131,8 +132,8 @@ def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles
     if wanted & OF_INPUTS:
         assert inputs is not None
         if "gradient_norm" in wanted:
-            lengths = (p - hot).square().sum(1, keepdim=True) * inputs.float().square().sum(1, keepdim=True)
-            maps["gradient_norm"] = lengths.sqrt()
+            both = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (p - hot, inputs.float()))
+            maps["gradient_norm"] = next(both) * next(both)
         if "inputs" in wanted:
             maps["inputs"] = inputs
         if "gradient" in wanted:
@@ -163,19 +164,18 @@ def top_two(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradients(residual: Tensor, inputs: Tensor, tiles: Tiles) -> Tensor:
-    """Mean over each patch of δ φᵀ, float32 ``[B * cells, C * d]``: one product per place in the grid.
+    """Mean over each patch of δ φᵀ, float32 ``[B * cells, C * d]``: one product per row of patches, for all its columns
+    together, since that reads φ where it lies.
 
     A sum of outer products, and no outer product of means: on a boundary that is predicted from both sides these means
     cancel while the products do not.
     """
-    batch, classes, channels = len(residual), residual.shape[1], inputs.shape[1]
+    classes, channels, last = residual.shape[1], inputs.shape[1], inputs.permute(0, 2, 3, 1)
+    across = residual[:, None] * tiles.cols[0][:, None, None]  # [B, grid.cols, C, h, w]
     found = []
     for row, down in enumerate(tiles.down):
-        for col, across in enumerate(tiles.across):
-            weights = tiles.rows[0, row, down, None] * tiles.cols[0, col, across]
-            errors = (residual[:, :, down, across] * weights).flatten(2)
-            given = inputs[:, :, down, across].permute(0, 2, 3, 1).reshape(batch, -1, channels)
-            found.append(errors @ given)
+        errors = (across[:, :, :, down] * tiles.rows[0, row, down, None]).flatten(3).flatten(1, 2)
+        found.append(errors @ last[:, down].flatten(1, 2))
     return torch.stack(found, 1).reshape(-1, classes * channels)
 
 
