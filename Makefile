@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-lost-schedulers test-kills lint docs clean help
+.PHONY: demo test test-lost-schedulers test-kills test-labelstudio lint docs clean help
 
 help:
 	@echo "make demo   install, then race MEAL against random patches on drawn street scenes"
@@ -24,6 +24,14 @@ test-lost-schedulers: $(VENV)/.test
 # import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
 test-kills: $(VENV)/.test
 	MEAL_GPU_TEST_KILLS=200 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kill.py
+
+# 1 GB, in an environment of its own: it pins what it stands on.
+build/labelstudio/bin/label-studio:
+	$(PYTHON) -m venv build/labelstudio
+	build/labelstudio/bin/pip install --quiet 'label-studio==1.23.*'
+
+test-labelstudio: $(VENV)/.test build/labelstudio/bin/label-studio
+	$(BIN)/python -m pytest -m labelstudio tests/labelling/test_label_studio_server.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

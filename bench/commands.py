@@ -21,6 +21,8 @@ from meal_gpu.paths import expand
 from .show.doing import Doing
 
 if TYPE_CHECKING:
+    import torch
+
     from meal_gpu.config import Config
 
     from .result import Result
@@ -180,7 +182,11 @@ def _config(name: str, overrides: list[str] | None, draw: int) -> Iterator["Conf
     from meal_gpu.errors import InputError
 
     if not draw:
-        yield Config.load(name, overrides)
+        loaded = Config.load(name, overrides)
+        if loaded.model.factory is not None:
+            raise InputError(f"model.factory is '{loaded.model.factory}': the benchmark takes the network that ships "
+                             "apart. Leave it out; meal-gpu bench query measures what is done with another's outputs.")
+        yield loaded
         return
     from .subjects.cityscapes import write
 
@@ -233,16 +239,34 @@ def kernels(seconds: SecondsOption = 4.0,
             json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
             out: PageOption = None) -> None:
     """The kernels of scoring and evaluation against the eager chain and torch.compile, beside the machine's roof."""
-    from meal_gpu.config import Config
-    from meal_gpu.machine.backend import resolve
-
     from .parts import kernels
     from .timing.measure import Effort
 
-    chosen = resolve(Config.load({}, [f"device={device}", "query.strategy=entropy"])).device
-    doing = Doing()
+    chosen, doing = _device(device), Doing()
     measured(lambda: kernels.run(Effort(seconds), device=chosen, done=doing.done), json_, compare, tolerance, out,
              doing)
+
+
+@app.command("query")
+def query(seconds: SecondsOption = 3.0,
+          device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cuda or cpu.")] = "auto",
+          json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
+          out: PageOption = None) -> None:
+    """What `meal_gpu.query` does with a network's outputs, against the plain loop; and the memory that it takes."""
+    from .parts import asking
+    from .timing.measure import Effort
+
+    doing = Doing()
+    measured(lambda: asking.run(Effort(seconds), device=_device(device), tell=doing, done=doing.done), json_, compare,
+             tolerance, out, doing)
+
+
+def _device(name: str) -> "torch.device":
+    """Where this machine scores."""
+    from meal_gpu.config import Config
+    from meal_gpu.machine.backend import resolve
+
+    return resolve(Config.load({}, [f"device={name}", "query.strategy=entropy"])).device
 
 
 @app.command("compare")

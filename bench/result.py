@@ -20,7 +20,7 @@ from .timing.memory import Peak
 
 SCHEMA = 1
 """Raised when the meaning of a field changes; files of other versions are refused."""
-Part = Literal["round", "train", "kernels", "embed", "strategies", "data", "stream", "scale"]
+Part = Literal["round", "train", "kernels", "embed", "strategies", "query", "data", "stream", "scale"]
 """In the order in which results are shown."""
 
 

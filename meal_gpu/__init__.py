@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     from .errors import InputError, LabelsMissingError
     from .launch import resume, run
     from .library.manifold import Manifold
+    from .library.onnxfile import Onnx
     from .library.query import query
     from .network.model import DeepLabV3Plus
     from .report import load_run
     from .stages.pool import Pool
     from .strategies.select import STRATEGIES, PoolView, Strategy
 
-__all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Manifold", "Pool", "PoolView",
-           "Strategy", "kernels", "load_run", "query", "resume", "run"]
+__all__ = ["STRATEGIES", "Config", "DeepLabV3Plus", "InputError", "LabelsMissingError", "Manifold", "Onnx", "Pool",
+           "PoolView", "Strategy", "kernels", "load_run", "query", "resume", "run"]
 
 _HOMES = {
     "Config": "config", "InputError": "errors", "LabelsMissingError": "errors", "resume": "launch", "run": "launch",
     "DeepLabV3Plus": "network.model", "load_run": "report", "Pool": "stages.pool", "STRATEGIES": "strategies.select",
-    "Manifold": "library.manifold", "query": "library.query", "PoolView": "strategies.select",
-    "Strategy": "strategies.select",
+    "Manifold": "library.manifold", "Onnx": "library.onnxfile", "query": "library.query",
+    "PoolView": "strategies.select", "Strategy": "strategies.select",
 }
 
 

@@ -29,9 +29,11 @@ from .options import (
     AcceptOption,
     CudaOption,
     OutOption,
+    PathOption,
     SchedulerOption,
     SetOption,
     WorkersOption,
+    found_in,
     sharded,
 )
 from .paths import expand
@@ -84,14 +86,14 @@ def run(config: Annotated[str | None, typer.Argument(metavar="CONFIG", help=CONF
         resume: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                     help="Go on with the run in DIR.")] = None,
         workers: WorkersOption = None, scheduler: SchedulerOption = None, cuda: CudaOption = False,
-        accept: AcceptOption = False) -> None:
+        accept: AcceptOption = False, path: PathOption = None) -> None:
     """Run active learning as CONFIG says, or go on with a run (--resume).
 
     With --workers, --scheduler or --cuda, worker processes hold the pool of images and score it.
     """
     if (config is None) == (resume is None):
         raise InputError("Give a CONFIG to start a run, or --resume DIR to go on with one (one of the two).")
-    set_ = [*(set_ or []), *sharded(workers, scheduler, cuda)]
+    set_ = [*(set_ or []), *sharded(workers, scheduler, cuda), *found_in(path)]
     if config is not None:
         if accept:
             raise InputError("--accept-changes goes with --resume DIR: a new run has none.")
@@ -200,26 +202,32 @@ def check(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HE
 
 @app.command()
 def query(config: Annotated[str, typer.Argument(metavar="CONFIG", help=CONFIG_HELP)],
-          predictions: Annotated[Path, typer.Option(parser=expand, metavar="DIR",
-                                                    help="A .npy, .npz or .pt file per image of the "
-                                                    "pool, called like it: logits [classes, h, w] at any stride.")],
+          predictions: Annotated[Path | None, typer.Option(
+              parser=expand, metavar="DIR", help="A .npy, .npz or .pt file per image of the pool, called like it: "
+              "logits [classes, h, w] at any stride.")] = None,
+          onnx: Annotated[Path | None, typer.Option(parser=expand, metavar="FILE",
+                                                    help="Instead: a network, run by onnxruntime.")] = None,
+          pixels: Annotated[str | None, typer.Option(
+              metavar="HOW", help="Its input: imagenet (normalised so), unit (0 to 1) or bytes (0 to 255).")] = None,
+          features: Annotated[str | None, typer.Option(
+              metavar="NAME", help="Its output of feature maps, which meal embeds.")] = None,
           labelled: Annotated[list[Path] | None, typer.Option(
               parser=expand, metavar="FILE",
               help="query.json of an earlier call: its patches are labelled. Repeatable.")] = None,
           out: Annotated[Path | None, typer.Option(parser=expand, metavar="DIR",
                                                    help="Where query.json goes; without it the patches "
                                                    "are only shown.")] = None,
-          probabilities: Annotated[bool, typer.Option("--probabilities", help="The files hold probabilities.")] = False,
+          probabilities: Annotated[bool, typer.Option("--probabilities", help="They are probabilities.")] = False,
           align_corners: Annotated[bool, typer.Option("--align-corners", help="How they are interpolated.")] = False,
           set_: SetOption = None) -> None:
-    """Which patches of CONFIG's pool to label next, by predictions of a network of your own; nothing is trained."""
-    from .library.command import query_saved, shown
+    """Which patches of CONFIG's pool to label next, by a network of your own: its predictions, or an ONNX file."""
+    from .library.command import query_pool, shown
 
     loaded = Config.load(config, set_)
     try:
         with Display(console) as show:
-            answer = query_saved(loaded, predictions, labelled or [], out,
-                                 "probabilities" if probabilities else "logits", align_corners, show.progress)
+            answer = query_pool(loaded, predictions, onnx, pixels, features, labelled or [], out,
+                                "probabilities" if probabilities else "logits", align_corners, show.progress)
     except (KeyboardInterrupt, Terminated) as stop:
         raise Interrupted(" Nothing was written.") from stop
     shown(answer, out, console)

@@ -16,50 +16,9 @@ from .configbase import Float, Int, NonNegative, Positive, Section, as_written
 from .configfile import parse_override, put, read_yaml
 from .dataconfig import DataConfig
 from .errors import InputError, did_you_mean
+from .modelconfig import Factory, ModelConfig
 
 __all__ = ["MACHINE_KEYS", "Config", "DataConfig", "ModelConfig", "QueryConfig", "Section", "TrainConfig", "UmapConfig"]
-
-
-class ModelConfig(Section):
-    backbone: str = "mobilenetv2_100"
-    """A backbone of timm that gives maps at stride 4 and can be dilated to ``output_stride``, or whose own last stride
-    that is. Transformers of one image size are none."""
-    output_stride: Literal[8, 16, 32] = 16
-    """Pixels of the image per cell of the backbone's last map."""
-    weights: str = "imagenet"
-    """``imagenet`` (timm downloads), ``none``, ``demo`` (ships with meal-gpu: of ``mobilenetv2_035``, learned on drawn
-    street scenes alone), or a ``.safetensors`` file in timm's naming (``~`` is home)."""
-    freeze_backbone: bool = True
-    """No gradients and batch-norm in eval mode: then features are constants and are computed once."""
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
-    """Of forward and backward. ``auto`` takes bfloat16 where the processor multiplies it natively (GPUs from compute
-    capability 8.0 on, not a T4), else float32; ``float32`` is IEEE's everywhere; ``tf32``: float32 whose products a
-    GPU may take of inputs rounded to 10 bits of mantissa, several times as fast (needs such a GPU)."""
-    deterministic: bool = True
-    """On CUDA: equal runs give equal bits. False leaves the order of sums in the backward pass to cuDNN, which then
-    may be faster: by a tenth of a training step at most, by estimate; scoring and evaluation repeat themselves either
-    way. On the CPU equal runs are equal with the same number of threads, whatever this says."""
-    cache_features: Literal["auto", "always", "never"] = "auto"
-    """Keep a frozen backbone's features on the device; ``auto`` does so when they fit into ``data.budget_gb``."""
-
-    fold_norms: bool = False
-    """Score and evaluate with the batch-norms folded into the convolutions before them, which rounds differently."""
-    compile: Literal["none", "graphs", "inductor"] = "none"
-    """How scoring, evaluation and training steps are run: operation by operation; ``graphs``: recorded, and replayed as
-    CUDA graphs (on the CPU traced, but run one by one), the same arithmetic; ``inductor``: compiled, other rounding."""
-
-    @property
-    def without_weights(self) -> "ModelConfig":
-        """The same network at random values: for shapes alone, or for weights that come from elsewhere."""
-        return self.model_copy(update={"weights": "none"})
-
-    @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
-        if self.cache_features == "always" and not self.freeze_backbone:
-            raise ValueError("model.cache_features is 'always' and model.freeze_backbone is false: the features of a "
-                             "backbone that is trained change in every step. Use model.cache_features: auto, or freeze "
-                             "the backbone.")
-        return self
 
 
 class TrainConfig(Section):
@@ -91,6 +50,9 @@ class TrainConfig(Section):
     no mean."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
+    factory: Factory | None = None
+    """Your own training, ``package.module:function``: called with the network and the labelled patches of a round, it
+    returns the trained network; the keys above but ``epochs`` are then its own affair. See docs/your-network.md."""
 
     def lasting(self, epochs: int, per_epoch: int) -> int:
         """So many epochs of so many steps, and as many more as ``min_steps`` takes."""
@@ -220,6 +182,9 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     query: QueryConfig = QueryConfig()
     umap: UmapConfig = UmapConfig()
+    tracking: list[Literal["tensorboard", "mlflow"]] = []  # noqa: RUF012 - pydantic copies it
+    """Where copies of the rounds' records go besides (``pip install 'meal-gpu[tensorboard]'``, ``[mlflow]``): event
+    files in the run's directory; a run of MLflow, where ``MLFLOW_TRACKING_URI`` says."""
 
     @field_validator("threads", mode="before")
     @classmethod
@@ -283,7 +248,7 @@ class Config(Section):
 
 
 MACHINE_KEYS = ("device", "threads", "data.root", "data.store", "data.placement", "data.budget_gb", "model.weights",
-                "model.cache_features", "query.scoring", "query.workers")
+                "model.cache_features", "model.path", "query.scoring", "query.workers", "tracking")
 """What may differ when a run goes on, perhaps on another machine: nothing that a query depends on."""
 
 

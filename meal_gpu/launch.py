@@ -22,6 +22,7 @@ from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
+from .labelling.journal import JOURNAL, accept_journal
 from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
@@ -35,6 +36,7 @@ from .records import (
 )
 from .report import load_run, write_report
 from .timing import Progress, no_progress
+from .tracking import Tracking
 
 UNFINISHED = (".lock", "environment.json", ".environment.json.", "pool.json", ".pool.json.", ".config.yaml.")
 """How the files begin that are there when a run is killed before its ``config.yaml``, which makes it one."""
@@ -193,7 +195,10 @@ def load_resumed(directory: Path, overrides: list[str] | None = None, accept: bo
 def accept_edited(directory: Path) -> None:
     """Take a run as somebody has edited it, and say what was. Raises `InputError` where it cannot be read."""
     with _explained(directory), _alone(directory):
-        for name in accept_changes(directory):
+        changed = accept_changes(directory)
+        changed += [f"{file.parent.name}/{JOURNAL}" for file in sorted(directory.glob(f"seed-*/{JOURNAL}"))
+                    if accept_journal(file.parent)]
+        for name in changed:
             _log.warning("%s: %s was edited since it was written. It is taken as it is, and reports of this run say "
                          "so.", directory, name)
 
@@ -239,10 +244,15 @@ def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None
 
 
 def _run(experiment: Experiment, directory: Path, observe: Observer, accept: bool = False) -> Path:
-    for seed in experiment.config.seeds:
-        folder = own_directory(directory / f"seed-{seed}")
-        oracle = oracle_of(experiment.config, experiment.stores, folder)
-        run_seed(experiment, seed, folder, oracle, partial(observe, seed), accept)
+    with Tracking(directory, experiment.config) as tracking:
+        def observed(seed: int, record: Record) -> None:
+            tracking.observe(seed, record)
+            observe(seed, record)
+
+        for seed in experiment.config.seeds:
+            folder = own_directory(directory / f"seed-{seed}")
+            oracle = oracle_of(experiment.config, experiment.stores, folder)
+            run_seed(experiment, seed, folder, oracle, partial(observed, seed), accept)
     write_report([load_run(directory)], directory / "report.html")
     return directory
 

@@ -1,5 +1,6 @@
 """Arguments that several commands have."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,14 @@ AcceptOption = Annotated[bool, typer.Option("--accept-changes", help="Take a run
                                             "config, its rounds, its labels. Its reports say so.")]
 OutOption = Annotated[Path | None, typer.Option(
     parser=expand, metavar="DIR", help="Directory of the run; default runs/<dataset>-<strategy>-<time>.")]
+
+PathOption = Annotated[str | None, typer.Option(
+    metavar="DIR", help="Where the modules of model.factory and train.factory stand; default: the working directory.")]
+
+
+def found_in(path: str | None) -> list[str]:
+    """Overrides that say where modules stand."""
+    return [] if path is None else [f"model.path={json.dumps(path)}"]
 
 
 def sharded(workers: int | None, scheduler: str | None, cuda: bool) -> list[str]:

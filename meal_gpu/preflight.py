@@ -80,7 +80,9 @@ def preflight(config: Config, out: Path | None = None) -> Findings:
         if extent is not None:
             needed = found.tried("network", lambda: needs(config, backend, extent))
             if needed is not None:
-                found.before += [needed.described, estimated(config, backend, extent)]
+                found.before.append(needed.described)
+            if needed is not None and config.model.factory is None:
+                found.before.append(estimated(config, backend, extent))
     found.before.append({"memory": host_memory(), **card()})
     if extent is not None:
         found.tried("data", lambda: _data(config, dataset, extent))
@@ -150,6 +152,8 @@ def _compiled() -> str:
 
 def _weights(config: Config) -> str:
     model = config.model
+    if model.factory is not None:
+        return f"those that {model.factory} gives its network"
     if model.weights == "none":
         return "none: random ones"
     if model.weights != "imagenet":

@@ -41,6 +41,8 @@ Record = dict[str, Any]
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 ENVIRONMENT = "environment.json"
+_SINCE = ("threads", "tracking")
+"""Keys beside the sections that came later: runs of before ran with what is their default."""
 ARRAYS_BYTES = 2**32
 """Of an ``.npz`` file of a run, unpacked, where nothing tells how much belongs there."""
 
@@ -96,7 +98,7 @@ def _config(file: Path) -> tuple[Seal | None, bytes]:
 
 def _parsed(file: Path, text: bytes, overrides: list[str] | None = None) -> Config:
     values = parse_yaml(text, file)
-    missing = [name for name in Config.model_fields if name not in values]
+    missing = [name for name in Config.model_fields if name not in values and name not in _SINCE]
     if missing:
         raise InputError(f"{file} is not what a run writes: it lacks {', '.join(missing)}. Restore it; a run's config "
                          "is never completed by defaults.")

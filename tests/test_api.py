@@ -13,7 +13,7 @@ HOMES = {
     "Pool": "stages.pool", "PoolView": "strategies.select", "Strategy": "strategies.select",
     "STRATEGIES": "strategies.select",
     "DeepLabV3Plus": "network.model", "load_run": "report.runs",
-    "query": "library.query", "Manifold": "library.manifold",
+    "query": "library.query", "Manifold": "library.manifold", "Onnx": "library.onnxfile",
 }
 
 

@@ -316,6 +316,9 @@ class Changing:
 
     shift = 0
 
+    def ask(self, round_: int, patches: list, more: object) -> tuple[list, list]:
+        return patches, []
+
     def label(self, round_: int, ids: torch.Tensor) -> torch.Tensor:
         grid = config(3).data.tiling()
         labels = (ids % 3).to(torch.uint8).view(-1, 1, 1).repeat(1, grid.patch_height, grid.patch_width)

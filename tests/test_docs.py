@@ -25,12 +25,13 @@ from meal_gpu import cli
 from meal_gpu.config import Config
 from meal_gpu.configfile import parse_override
 from meal_gpu.configs import document
+from meal_gpu.data.scenes import write_scene
 from meal_gpu.strategies import select
 from meal_gpu.sweepfile import load_points
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN = 19
+NOT_RUN = 20
 """Blocks that nothing executes. A new one needs a reason, and this number."""
 
 TINY = {"device": "cpu", "data.image_size": [64, 96], "data.grid": [2, 3], "model.backbone": "mobilenetv2_035",
@@ -82,6 +83,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("mine", "street"):
         for i in range(4):
             write(place / name / "images" / f"{i}.png", draw.integers(0, 256, (64, 96, 3)))
+    for i in range(8):  # of a team that has labelled six of its images, and has more since
+        write_scene(i, 0, (64, 96), place / "town" / "images" / f"{i}.png", place / "town" / "masks" / f"{i}.png")
+        if i > 5:
+            (place / "town" / "masks" / f"{i}.png").unlink()
+    for i in range(2):
+        write(place / "town" / "new" / f"{i}.png", draw.integers(0, 256, (100, 130, 3)))
     for block in BLOCKS:
         if block.language == "yaml" and (name := re.match(r"# (\w+\.yaml)\n", block.text)):
             (place / name[1]).write_text(here(block.text, place))
@@ -124,11 +131,15 @@ def shell(place: Path) -> Callable[[str], None]:
             return
         assert call[0] == "meal-gpu", f"nobody knows how to try '{line}': mark its block ```sh no-test: REASON"
         arguments = [here(word, place) for word in call[1:]]
+        if arguments[:2] == ["labels", "add"]:
+            label(Path(arguments[2]), Path(arguments[3]))
         if "--resume" in arguments:
             label(Path(arguments[arguments.index("--resume") + 1]))
         elif arguments[0] in ("run", "ingest", "info", "bench", "demo", "query"):
+            own = Path(arguments[1]).suffix == ".yaml" and "factory:" in Path(arguments[1]).read_text()
             arguments += [word for setting in tiny(place) for word in ("--set", setting)
-                          if setting.split("=")[0] not in given(arguments)]
+                          if setting.split("=")[0] not in given(arguments)
+                          and not (own and setting.startswith(("model.backbone", "query.strategy")))]
         result = CliRunner().invoke(cli.app, arguments)
         waiting = 3 if arguments[0] == "run" else 0  # for people
         assert result.exit_code in (0, waiting), f"{line}\n{result.output}\n{result.exception}"
@@ -142,13 +153,13 @@ def given(arguments: list[str]) -> set[str]:
     return {arguments[i + 1].split("=")[0] for i, word in enumerate(arguments) if word == "--set"}
 
 
-def label(run: Path) -> None:
-    """Be the people: a mask for every patch that a run asks for."""
+def label(run: Path, folder: Path | None = None) -> None:
+    """Be the people: a mask for every patch that a run asks for, in the query's folder or in one of their own."""
     for query in run.glob("seed-*/to-label/*/query.json"):
         for patch in json.loads(query.read_text())["items"]:
             y0, x0, y1, x1 = patch["original"]["window"]
             mask = np.arange((y1 - y0) * (x1 - x0)).reshape(y1 - y0, -1) % 3
-            write(query.parent / "masks" / f"{patch['id']}.png", mask)
+            write((folder or query.parent / "masks") / f"{patch['id']}.png", mask)
 
 
 @pytest.mark.parametrize("block", RUN, ids=str)

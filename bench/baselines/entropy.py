@@ -17,6 +17,16 @@ def full_resolution(x: Tensor, grid: tuple[int, int]) -> Tensor:
     return entropy[:, : rows * ph, : cols * pw].reshape(B, rows, ph, cols, pw).sum((2, 4))
 
 
+def plain_loop(logits: Tensor, size: tuple[int, int], grid: tuple[int, int], align_corners: bool) -> Tensor:
+    """Mean entropy per patch ``[B, rows, cols]`` of logits ``[B, C, h, w]`` at any stride, as one writes it."""
+    full = F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+    p = full.softmax(1)
+    entropy = -(p * p.clamp_min(1e-30).log()).sum(1)
+    (rows, cols), (H, W) = grid, size
+    ph, pw = H // rows, W // cols
+    return entropy[:, : rows * ph, : cols * pw].reshape(-1, rows, ph, cols, pw).mean((2, 4))
+
+
 def logsumexp_form(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """The same with log S - T / S, which a compiler can fuse into fewer passes."""
     m = x.amax(1, keepdim=True)

@@ -137,6 +137,8 @@ def advice(result: Result) -> str:
         return "nothing was measured: leave out --estimate to measure on this machine."
     if result.part == "stream":  # its figures are bytes
         return "a smaller data.budget_gb takes less memory, a larger one keeps what fits on the device."
+    if result.part == "query":
+        return "the network, which is the caller's: its time comes on top."
     largest = max(result.stages, key=lambda stage: (stage.share_of_round, stage.times.median_ms))
     said = DO_NEXT.get((largest.name, largest.bound))
     share = f"{largest.name} is slowest"

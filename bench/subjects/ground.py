@@ -85,6 +85,7 @@ class Ground:
         n_val = min(wanted, len(val.names)) if val is not None and val.masks is not None else 0
         frames = part_of(experiment, train_store.images[:n])
         model = experiment.new_model(config.seeds[0], 0)
+        assert isinstance(model, DeepLabV3Plus)  # the command line refuses a factory
         cached = frozen and (experiment.train.frozen is None or experiment.train.frozen.cache is not None)
         features = Features.of(frames, model, experiment.backend, cached)
         val_features = val_masks = None

@@ -227,14 +227,15 @@ def _by_order(values: list[int], void: bool, names: list[str], keys: dict[str, A
     if all(value < n for value in values) and not (len(values) + void == n and n == 2 and void):
         absent = [name for i, name in enumerate(names) if i not in values]
         return _checked({**keys, "class_names": names}, [], absent, partly)
-    if values[-1] == n and len(values) == n + 1:
+    if values[-1] == n and len(values) != n:  # the id behind the last is void, as in CamVid
         told = [f"Masks hold {shown}, and there are {n} names: {n} is void."]
+        absent = [name for i, name in enumerate(names) if i not in values]
         if void:
             table: dict[str, Any] = {name: i for i, name in enumerate(names)}
-            return Classes({**keys, "mask_values": {**table, "void": [n, VOID]}}, tuple(told))
-        return Classes({**keys, "class_names": names, "ignore_index": n}, tuple(told))
+            return _checked({**keys, "mask_values": {**table, "void": [n, VOID]}}, told, absent, partly)
+        return _checked({**keys, "class_names": names, "ignore_index": n}, told, absent, partly)
     in_order = values if len(values) == n else [*values, VOID] if void and len(values) + 1 == n else None
-    if in_order is None:
+    if in_order is None or values[-1] == n:
         raise InputError(f"The masks hold {len(values) + void} values, {shown}, and --classes has {n} names: which is "
                          "which cannot be told. Give the values too, for example --classes "
                          f"{names[0]}={(values or [0])[0]},...; values that are not named are void.")

@@ -94,7 +94,7 @@ def open_sheet(path: str | os.PathLike[str], reading: Reading) -> Sheet:
 
 def read_size(path: str | os.PathLike[str], reading: Reading) -> Size:
     """(height, width) of an image as it will be read, by its header. Raises `InputError` as `open_sheet` does."""
-    with _mapped(path) as content:
+    with mapped(path) as content:
         if bytes(content[:4]) in tiff.SIGNATURES:
             tiff.check_layout(content, path, reading.bands is not None)
             found = tiff.layout(content)
@@ -108,7 +108,7 @@ def read_size(path: str | os.PathLike[str], reading: Reading) -> Size:
         return (image.width, image.height) if quarter and reading.exif == "apply" else (image.height, image.width)
 
 
-def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
+def mapped(path: str | os.PathLike[str]) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -119,7 +119,7 @@ def _mapped(path: str | os.PathLike[str]) -> mmap.mmap:
 
 def _by_parts(path: str | os.PathLike[str], reading: Reading) -> _Parts | None:
     """The file, where it can be read in parts with the pixels of a whole reading; else None."""
-    with _mapped(path) as content:
+    with mapped(path) as content:
         if bytes(content[:4]) not in tiff.SIGNATURES:
             return None
         tiff.check_layout(content, path, reading.bands is not None)

@@ -19,7 +19,7 @@ from .datasets import Dataset, open_dataset
 from .imagefile import IMAGE_SUFFIXES, Reading
 from .listing import Sample, files_in, is_pattern
 from .maskvalues import Classes, Meaning, classes_of, look, named
-from .sheet import read_size
+from .sheet import mapped, read_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +189,11 @@ def _read(samples: Sequence[Sample], reading: Reading, progress: Progress) -> tu
 
 
 def _layout(path: Path) -> tiff.Layout | None:
-    with open(path, "rb") as file:
-        content = file.read()
-    return tiff.layout(content) if content[:4] in tiff.SIGNATURES else None
+    try:
+        with mapped(path) as content:
+            return tiff.layout(content) if bytes(content[:4]) in tiff.SIGNATURES else None
+    except InputError:
+        return None
 
 
 def _orientation(labelled: Sequence[Sample], masks: Sequence[Size], samples: Sequence[Sample], sizes: Sequence[Size],

@@ -13,18 +13,23 @@ from ..data.census import check_classes, report
 from ..data.datasets import Dataset, open_dataset
 from ..data.frames import Frames, HeldFrames, resident
 from ..data.ingest import Stores, ingest
+from ..errors import InputError
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
 from ..machine.card import threads
 from ..machine.warm_up import warm_up
+from ..network.build import build, needs_classes
+from ..network.factory import find
 from ..network.features import Features, batch_size, frames_of
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
+from ..network.own import OwnNetwork
 from ..planning.sizing import Placement, measure, place
 from ..randomness import derive, generator
 from ..sharding.shards import Sharded, Shards, start
 from ..stages.calibrate import held_out, temperature
 from ..stages.pool import Pool
 from ..stages.predict import PLAIN, How, Predictions, predict
+from ..stages.statistics import OF_INPUTS
 from ..strategies.select import Strategy
 from ..strategies.wrapped import asked_for
 from ..timing import Progress, no_progress
@@ -53,7 +58,7 @@ class Experiment:
     """Which of the pool's patches anybody is asked for."""
     strategy: Strategy
     placement: Placement
-    pretrained: DeepLabV3Plus
+    pretrained: Network
     """A network with the pretrained backbone; its head is never used."""
     train: Split
     """The pool's images."""
@@ -70,6 +75,7 @@ class Experiment:
     def like(self, config: Config, progress: Progress) -> "Experiment":
         """This one's data, network and features for another config; `unlike` must find nothing."""
         assert not unlike(self.config, config)
+        check_asked(self.pretrained, config)
         return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
 
     @property
@@ -94,17 +100,17 @@ class Experiment:
         found = self.askable.filled
         return None if found is None else found.to(self.backend.device)
 
-    def new_model(self, seed: int, round_: int) -> DeepLabV3Plus:
+    def new_model(self, seed: int, round_: int) -> Network:
         """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
 
         Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of both as well.
         """
         torch.manual_seed(derive(seed, round_, "train"))
-        model = DeepLabV3Plus(len(self.class_names), self.config.model.without_weights)
-        model.backbone.load_state_dict(self.pretrained.backbone.state_dict())
+        model = build(len(self.class_names), self.config.model.without_weights)
+        model.begin_as(self.pretrained)
         return model.to(self.backend.device)
 
-    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions | Sharded:
+    def look(self, model: Network, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions | Sharded:
         """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
 
         ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
@@ -125,7 +131,7 @@ class Experiment:
             return None
         return held_out(pool.labelled_ids, self.grid.cells, query.hold_out, generator(seed, k, "held out"))
 
-    def temperature(self, pool: Pool, model: DeepLabV3Plus, seed: int, k: int) -> float:
+    def temperature(self, pool: Pool, model: Network, seed: int, k: int) -> float:
         """Of a network that was trained without these."""
         held = self.held_out(pool, seed, k)
         if held is None or not bool(held.any()):
@@ -143,6 +149,24 @@ class Experiment:
             return self.shards.look(self.pretrained, {"features"}, torch.ones(0, dtype=torch.bool), 0, self.progress)
         return predict(self.pretrained, self.train.features(self.pretrained), {"features"}, self.config.query.score,
                        self.backend, lambda _, done, total: self.progress("features", done, total))
+
+
+def check_asked(network: Network, config: Config) -> None:
+    """Raise `InputError` where somebody's network lacks what the query asks of it."""
+    if not isinstance(network, OwnNetwork):
+        return
+    query = config.query
+    start, needs = check_start(query), asked_for(query).needs
+    inside = needs & (OF_INPUTS | {"bald"})
+    if inside:
+        raise InputError(f"query.strategy '{query.strategy}' looks inside the network ({', '.join(sorted(inside))}), "
+                         "which takes the one that ships. Use a strategy that looks at logits and features.")
+    if needs & {"features", "embedding"}:
+        network.check_features(f"query.strategy '{query.strategy}' looks at features")
+    if start is not None and "features" in start.needs:
+        network.check_features(f"query.start '{query.start}' looks at features")
+    if query.min_distance:
+        network.check_features(f"query.min_distance {query.min_distance:g} compares features")
 
 
 def unlike(config: Config, other: Config) -> list[str]:
@@ -178,7 +202,14 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         workers = start(config)
         stack.callback(workers.close)
     torch.manual_seed(derive(0, 0, "backbone"))  # for weights: none, where it is drawn; all seeds share it
-    pretrained = DeepLabV3Plus(2, config.model).to(backend.device).eval()
+    classes = len(dataset.class_names) if needs_classes(config.model) else 2
+    pretrained = build(classes, config.model).to(backend.device).eval()
+    if isinstance(pretrained, OwnNetwork):
+        frame = config.data.tiling().within(config.data.context)
+        _log.info("%s", pretrained.check(frame.height, frame.width))
+    check_asked(pretrained, config)
+    if config.train.factory is not None:
+        find("train.factory", config.train.factory, config.model.path)
     stores = ingest(config.data, progress, dataset, backend.device.type == "cuda")
     for line in report(config.data, stores):
         _log.info("%s", line)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..randomness import generator
 from ..stages.evaluate import Score, evaluate
 from ..stages.pool import Pool
@@ -12,10 +12,11 @@ from ..timing import StageClock
 from . import outputs
 from .acquire import Query
 from .experiment import Experiment
+from .own_training import train_by
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
-          clock: StageClock) -> tuple[DeepLabV3Plus, History[Score]]:
+          clock: StageClock) -> tuple[Network, History[Score]]:
     """Train f_θ on D_L, from scratch; evaluate as it goes."""
     model, val = experiment.new_model(seed, k), experiment.val
     features, val_features = experiment.train.features(model), val.features(model) if val else None
@@ -32,14 +33,17 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
     if held is not None:
         ids, labels = ids[~held], labels[~held]
     with clock.stage("train"):
-        history = train(model, features, ids, labels, experiment.config.train,
-                        experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
-                        experiment.progress)
+        if experiment.config.train.factory is not None:
+            history = train_by(experiment, model, ids, labels, seed, k, validate)
+        else:
+            history = train(model, features, ids, labels, experiment.config.train,
+                            experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
+                            experiment.progress)
     clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
     return model, history
 
 
-def show(experiment: Experiment, model: DeepLabV3Plus, chosen: Query, k: int, directory: Path) -> None:
+def show(experiment: Experiment, model: Network, chosen: Query, k: int, directory: Path) -> None:
     """Keep what the report draws: the embedding, and what the network says about the patches that it asks for."""
     outputs.keep_embedding(chosen, k, directory)
     maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)

@@ -17,7 +17,7 @@ from ..data.tiles import whereabouts
 from ..errors import InputError
 from ..files import own_directory, read_arrays, write_atomic
 from ..grid import Grid
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..records import ARRAYS_BYTES, ROUNDS, Record, accepting, update_arrays
 from ..stages.evaluate import Score
 from ..stages.pool import Pool
@@ -197,7 +197,6 @@ def gallery_file(directory: Path, k: int) -> Path:
     return directory / "gallery" / f"round-{k:02d}.npz"
 
 
-def keep_model(model: DeepLabV3Plus, k: int, directory: Path) -> None:
+def keep_model(model: Network, k: int, directory: Path) -> None:
     """The network of round k, in place of the one before."""
-    state = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
-    write_atomic(directory / "model.safetensors", to_safetensors(state, {"round": str(k)}))
+    write_atomic(directory / "model.safetensors", to_safetensors(dict(model.written()), {"round": str(k)}))

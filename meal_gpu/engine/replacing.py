@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from ..errors import InputError
 from ..files import open_own
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..records import Record
 from ..stages.pool import Pool
 from ..stages.predict import patch_maps
@@ -48,7 +48,7 @@ class Replacing:
         outputs.add_pictures(chosen, maps, experiment.stores.train.images, pool.grid, self.k, self.directory)
         return outputs.describe(chosen, pool.grid, samples)
 
-    def _model(self, clock: StageClock) -> DeepLabV3Plus:
+    def _model(self, clock: StageClock) -> Network:
         """The network that asked: as it was kept, or trained again where it is not there; equal runs are equal."""
         file = self.directory / "model.safetensors"
         try:

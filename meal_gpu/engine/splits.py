@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..data.frames import Frames, HeldFrames
 from ..machine.backend import Backend
 from ..network.features import Features
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Split:
     """Where the backbone is frozen: the same for every network of the experiment."""
     backend: Backend
 
-    def features(self, model: DeepLabV3Plus) -> Features:
+    def features(self, model: Network) -> Features:
         """Of all frames, for a network of the experiment."""
         return self.frozen or Features.of(self.frames, model, self.backend, cached=False)
 

@@ -5,15 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..config import Config
 from ..data.order import Order
 from ..errors import InputError
 from ..machine.card import card
+from ..network.factory import source
 from ..records import ENVIRONMENT, read_environment, read_rounds, write_environment
 from .experiment import Experiment
 from .outputs import check_same_images
 
 SPLITS_SUMS = {"threads": "threads", "cpu": "(processor)", "gpu": "(GPU)"}
 """What of ``environment.json`` decides in which order numbers are added. Equal there, equal runs are equal."""
+FACTORIES = ("model.factory", "train.factory")
 _log = logging.getLogger("meal_gpu")
 
 
@@ -25,6 +28,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
         **card(),
         "device": experiment.backend.device.type,
         "device_reason": experiment.backend.device_reason,
+        **_factories(experiment.config),
         "precision": experiment.backend.precision,
         "placement": experiment.placement.images,
         "placement_reason": experiment.placement.reason,
@@ -41,12 +45,23 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     }
 
 
+def _factories(config: Config) -> dict[str, Any]:
+    """Functions of somebody's that the run calls: where they stand, and the digests of these files."""
+    names = {"model.factory": config.model.factory, "train.factory": config.train.factory}
+    return {key: source(key, name, config.model.path) | ({"arguments": config.model.arguments} if key == "model.factory"
+                                                         else {}) for key, name in names.items() if name is not None}
+
+
 def note_machine(directory: Path, now: dict[str, Any]) -> None:
     """Keep the machine that a run was started on, and add the one it goes on with if that is another."""
     first = _held_environment(directory) or dict(now)
     last = first.get("resumed_on", [first])[-1]
     changed = [f"{last[key]} {what} before, {now[key]} {what} now" for key, what in SPLITS_SUMS.items()
                if key in last and key in now and last[key] != now[key]]
+    for key in FACTORIES:
+        if last.get(key, {}).get("sha256") != now.get(key, {}).get("sha256"):
+            _log.warning("%s has changed since the run last went on: %s. The next rounds are made by what it is now.",
+                         now.get(key, {}).get("file", "the module"), key)
     if changed:
         _log.warning("Going on with %s: sums are split in another way, so that the next rounds may differ in the last "
                      "bits, and in their queries, from those that the run would have had.", "; ".join(changed))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load as from_safetensors
 from torch import Tensor
 
@@ -16,9 +17,10 @@ from ..data.frames import HeldFrames
 from ..errors import InputError, first_line
 from ..files import digest, read_own
 from ..machine.backend import Backend
+from ..network.build import build
 from ..network.features import Features, logits_of
 from ..network.fold import for_scoring
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from .enlarge import beside_each_other
 
 FILE = "model.safetensors"
@@ -29,7 +31,7 @@ _BYTES = 2**34
 class Left:
     """Of a seed."""
 
-    model: DeepLabV3Plus
+    model: Network
     round: int | None
     """Which made it; None in runs that did not say."""
     digest: str
@@ -46,7 +48,7 @@ def load(directory: Path, config: Config, n_classes: int, device: torch.device) 
                          f"Go on with it: meal-gpu run --resume {shlex.quote(str(directory.parent))}") from None
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    model = DeepLabV3Plus(n_classes, config.model.without_weights)
+    model = build(n_classes, config.model.without_weights)
     try:
         model.load_state_dict(from_safetensors(content))
         (length,) = struct.unpack_from("<Q", content)
@@ -58,7 +60,7 @@ def load(directory: Path, config: Config, n_classes: int, device: torch.device) 
 
 
 @torch.no_grad()
-def logits(model: DeepLabV3Plus, images: np.ndarray, config: Config, backend: Backend, batch: int) -> list[Tensor]:
+def logits(model: Network, images: np.ndarray, config: Config, backend: Backend, batch: int) -> list[Tensor]:
     """Logits at stride 4 of images uint8 ``[n, H, W, 3]`` in the context that they were trained in, one ``[C, h, w]``
     each; where patches are seen alone, their maps beside each other. ``batch`` as in `Features.of`."""
     grid, context = config.data.tiling(), config.data.context
@@ -67,6 +69,8 @@ def logits(model: DeepLabV3Plus, images: np.ndarray, config: Config, backend: Ba
     network, made = for_scoring(model, backend), list[Tensor]()
     for part, given in features.given():
         out, _ = logits_of(network, given, features.upsampling, backend)
+        if not network.align_corners:  # whoever enlarges them takes corners for aligned, which whole frames are anyway
+            out = F.interpolate(out.float(), (frames.grid.height, frames.grid.width), mode="bilinear")
         made.append(out[: part.stop - part.start])
     for image in torch.cat(made).split(frames.per_image):
         found.append(image[0] if context == "image" else beside_each_other(image, grid.rows, grid.cols))

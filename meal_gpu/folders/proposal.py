@@ -93,6 +93,8 @@ def _labels(made: Proposal, found: Survey) -> None:
     made.query["oracle"] = "simulated" if everything else "people"
     if everything:
         made.why["oracle"] = "all masks are there: they are revealed patch by patch, to see what labels are worth"
+        data["absent_classes"] = "allow"
+        made.why["absent_classes"] = "read off all masks: a rare class may be held out, or too small to be seen"
         made.told.append("All images have masks: the run only simulates that people label (query.oracle: simulated).")
     else:
         made.why["oracle"] = "a query goes out, and the run waits for its labels"
@@ -127,7 +129,7 @@ def _budget(made: Proposal, data: DataConfig, dataset: Dataset, found: Survey) -
     if free < 1:
         raise InputError(f"There is nothing to choose: {n} images in the pool, and the first labels take all of them. "
                          "Give more images.")
-    query["n_query"] = max(1, min(32, free // 16))
+    query["n_query"] = min(free, max(4, min(32, free // 32)))
     query["rounds"] = min(8, free // query["n_query"])
     query["n_informative"] = max(query["n_query"], min(200, free // 2))
     made.why["n_query"] = "patches asked for in each round"

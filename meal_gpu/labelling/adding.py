@@ -13,14 +13,16 @@ from ..data.listing import Sample
 from ..data.rules import Rules
 from ..errors import InputError
 from ..files import remove_leftovers
-from ..records import CONFIG, read_config, read_rounds
+from ..records import CONFIG, read_config, read_rounds, run_name
 from .agreement import agreement, shared
 from .answers import Answer, Answers
 from .archive import read_file
-from .formats import read_answers
+from .formats import read_answers, read_content
 from .journal import JOURNAL
 from .query import FOLDER
 from .regions import Overlap
+from .server import Server, token
+from .server import push as send
 from .standing import DECIDED, LABELS, Standing
 from .taking import Choices, News, exclusive, take
 
@@ -88,6 +90,34 @@ def skip(directory: Path, items: Sequence[str], overrides: Sequence[str] = ()) -
         asked = [standing.book.by_file.get(item) or standing.book.of_id(item, DECIDED) for item in items]
         answers = Answers(DECIDED, [Answer(query, item, None) for query, item in asked])
         news = _take(run, standing, answers, "", "", Choices())
+    return news, told(news, run)
+
+
+def push(directory: Path, url: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Send to a Label Studio server what nobody has labelled and it does not have; lines for people."""
+    run = Labelled.open(directory, overrides)
+    name, standing = run_name(directory), run.standing()
+    server = Server(url, token())
+    number, sent, notes = send(standing, server, name, f"meal-gpu {directory.name}", run.config.query.annotators)
+    return [f"{sent} tasks sent to {server.url}/projects/{number}." if sent else
+            f"{server.url}/projects/{number} has all tasks that are not labelled yet.", *notes,
+            f"When people have labelled: meal-gpu labels pull {shlex.quote(str(directory))} --label-studio {url}"]
+
+
+def pull(directory: Path, url: str, overlap: Overlap = "void", choices: Choices = Choices(),  # noqa: B008 - frozen
+         overrides: Sequence[str] = ()) -> tuple[News, list[str]]:
+    """Fetch what people have made of a run's tasks on a Label Studio server, and take it as `add` takes a file."""
+    run = Labelled.open(directory, overrides)
+    server = Server(url, token())
+    project = server.project(run_name(directory))
+    if project is None:
+        raise InputError(f"{server.url} has no project of this run. First: meal-gpu labels push "
+                         f"{shlex.quote(str(directory))} --label-studio {url}")
+    content, where = server.export(int(project["id"])), f"{server.url}/projects/{project['id']}"
+    with exclusive(run.seed_directory):
+        standing = run.standing()
+        answers = read_content(content, where, standing.book, standing.starts, overlap)
+        news = _take(run, standing, answers, where, hashlib.sha256(content).hexdigest(), choices)
     return news, told(news, run)
 
 

@@ -85,7 +85,8 @@ class Zip(Bundle):
 
     def _add(self, member: zipfile.ZipInfo) -> None:
         path = PurePosixPath(member.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename:
+        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename or (
+                not member.filename.isprintable()):
             raise InputError(f"{self.where} holds the name {member.filename!r}, which leads out of it: no tool writes "
                              "such a zip.")
         if stat.S_ISLNK(member.external_attr >> 16):

@@ -59,7 +59,7 @@ def read(held: dict[str, Any], book: Book, predictions: Mapping[str, np.ndarray]
     images, names, shapes = _tables(held, where)
     answers, empty = Answers(TOOL), 0
     for number, image in images.items():
-        at = f"{where}: image {image.get('file_name', number)}"
+        at = f"{where}: image {image.get('file_name', number)!r:.200}"
         asked = book.of_file(str(image.get("meal_item") or image.get("file_name", "")), at)
         query, item = asked
         size = image.get("height"), image.get("width")
@@ -69,7 +69,7 @@ def read(held: dict[str, Any], book: Book, predictions: Mapping[str, np.ndarray]
                              "resized. Label the image of the query.")
         whole, regions, skipped = in_window(item, predictions.get(item.id)), list[Region](), False
         for shape in shapes.get(number, []):
-            here = f"{at}, annotation {shape.get('id', '?')}"
+            here = f"{at}, annotation {shape.get('id', '?')!r:.50}"
             name = names.get(shape.get("category_id", 0))
             skipped |= name == SKIP
             if name not in (SKIP, PATCH):
@@ -94,12 +94,13 @@ def _tables(held: dict[str, Any], where: str) -> tuple[dict[Any, Any], dict[Any,
         images, names = dict[Any, Any](), {entry["id"]: entry["name"] for entry in held["categories"]}
         for image in held["images"]:
             if image["id"] in images:
-                raise InputError(f"{where} has two images of the id {image['id']}. Export it again.")
+                raise InputError(f"{where} has two images of the id {image['id']!r:.50}. Export it again.")
             images[image["id"]] = image
         shapes: dict[Any, list[Any]] = {}
         for shape in held["annotations"]:
             if shape["image_id"] not in images:
-                raise InputError(f"{where}: the annotation {shape.get('id', '?')} is of the image {shape['image_id']}, "
+                raise InputError(f"{where}: the annotation {shape.get('id', '?')!r:.50} is of the image "
+                                 f"{shape['image_id']!r:.50}, "
                                  "which the file does not list. Export it again.")
             shapes.setdefault(shape["image_id"], []).append(shape)
     except (KeyError, TypeError, AttributeError) as error:

@@ -26,15 +26,18 @@ class OverlapRule(StrEnum):
     later = "later"
 
 
+OverlapOption = Annotated[OverlapRule, typer.Option(help="Where one person painted two classes on a pixel: nothing, or "
+                                                    "what stands later in the tool.")]
+VoidOption = Annotated[Void, typer.Option(help="A mask that is void all over: cannot be labelled (skip), or is void "
+                                          "(keep).")]
+
+
 @app.command()
 def add(run: RunArgument,
         path: Annotated[Path, typer.Argument(parser=expand, metavar="FILE|DIR",
                                              help="What the tool exported: Label Studio JSON, CVAT XML or zip, COCO "
                                              "with run lengths, or a folder or zip of PNG masks.")],
-        overlap: Annotated[OverlapRule, typer.Option(help="Where one person painted two classes on a pixel: nothing, "
-                                                     "or what stands later in the tool.")] = OverlapRule.void,
-        void: Annotated[Void, typer.Option(help="A mask that is void all over: cannot be labelled (skip), or is void "
-                                           "(keep).")] = Void.ask,
+        overlap: OverlapOption = OverlapRule.void, void: VoidOption = Void.ask,
         untouched: Annotated[bool, typer.Option("--untouched", help="Also take predictions that came back as they went "
                                                 "out (CVAT, COCO).")] = False,
         set_: SetOption = None) -> None:
@@ -54,6 +57,29 @@ def skip(run: RunArgument,
     from .adding import skip as take
 
     _, lines = take(run, items, set_ or [])
+    _print(lines)
+
+
+ServerOption = Annotated[str, typer.Option("--label-studio", metavar="URL", help="The server; its access token is "
+                                           "asked for, or stands in LABEL_STUDIO_TOKEN.")]
+
+
+@app.command()
+def push(run: RunArgument, server: ServerOption, set_: SetOption = None) -> None:
+    """Send what is to be labelled to a Label Studio server: all rounds of a run into one project."""
+    from .adding import push as send
+
+    _print(send(run, server, set_ or []))
+
+
+@app.command()
+def pull(run: RunArgument, server: ServerOption, overlap: OverlapOption = OverlapRule.void,
+         void: VoidOption = Void.ask, set_: SetOption = None) -> None:
+    """Fetch labels from a Label Studio server, and take all that are new or changed."""
+    from .adding import pull as fetch
+    from .taking import Choices
+
+    _, lines = fetch(run, server, overlap.value, Choices(void.value), set_ or [])
     _print(lines)
 
 

@@ -86,7 +86,7 @@ def read(root: ElementTree.Element, book: Book, predictions: Mapping[str, np.nda
     answers, empty = Answers(TOOL), 0
     who, when = _text(root, ".//assignee/username") or _text(root, ".//owner/username"), utc(_text(root, ".//updated"))
     for image in root.iter("image"):
-        at = f"{where}: image {image.get('name', '?')}"
+        at = f"{where}: image {image.get('name', '?')!r}"
         asked = book.of_file(image.get("name", ""), at)
         answer = _answer(image, asked, predictions.get(asked[1].id), at, overlap, {"annotator": who, "updated": when})
         empty += answer is None
@@ -112,7 +112,7 @@ def _answer(image: ElementTree.Element, asked: Asked, prediction: np.ndarray | N
             return Answer(query, item, None, **about)  # type: ignore[arg-type]
         if name == PATCH:
             continue
-        here = f"{at}, shape {number} ('{name}')"
+        here = f"{at}, shape {number} ({name!r})"
         index = index_of(name, query, here)
         try:
             mask = _mask(shape, size)

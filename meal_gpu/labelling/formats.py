@@ -34,7 +34,7 @@ def read_answers(path: Path, book: Book, rules: Rules, starts: Mapping[str, np.n
         asked = book.of_file(path.name, str(path))
         answer = masks.Answer(*asked, masks.read_one(content, str(path), asked[1], rules))
         return Answers(masks.TOOL, [answer])
-    return _text(content, str(path), book, starts, overlap)
+    return read_content(content, str(path), book, starts, overlap)
 
 
 def _bundle(bundle: Bundle, book: Book, rules: Rules, starts: Mapping[str, np.ndarray], overlap: Overlap) -> Answers:
@@ -43,7 +43,7 @@ def _bundle(bundle: Bundle, book: Book, rules: Rules, starts: Mapping[str, np.nd
     for name in ("annotations.xml", "instances.json", "instances_default.json"):
         found = bundle.named(name)
         if found is not None:
-            return _text(bundle.read(found), f"{bundle.where}: {found}", book, starts, overlap)
+            return read_content(bundle.read(found), f"{bundle.where}: {found}", book, starts, overlap)
     texts = [name for name in bundle.names() if name.lower().endswith((".json", ".xml")) and name not in masks.TABLES]
     pictures = [name for name in bundle.names() if name.lower().endswith(".png")]
     if pictures and not texts:
@@ -51,12 +51,14 @@ def _bundle(bundle: Bundle, book: Book, rules: Rules, starts: Mapping[str, np.nd
             check_beside(bundle.path, rules)
         return masks.read(bundle, book, rules)
     if len(texts) == 1:
-        return _text(bundle.read(texts[0]), f"{bundle.where}: {texts[0]}", book, starts, overlap)
+        return read_content(bundle.read(texts[0]), f"{bundle.where}: {texts[0]}", book, starts, overlap)
     raise InputError(f"{bundle.where} holds {len(pictures)} PNG files and {len(texts)} JSON or XML files, and it is "
                      f"not clear what to take. Give one of these: {_TAKEN}.")
 
 
-def _text(content: bytes, where: str, book: Book, starts: Mapping[str, np.ndarray], overlap: Overlap) -> Answers:
+def read_content(content: bytes, where: str, book: Book, starts: Mapping[str, np.ndarray],
+                 overlap: Overlap = "void") -> Answers:
+    """All answers in JSON or XML. As `read_answers`."""
     begins = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if begins == b"<":
         return cvat.read(cvat.parse(content, where), book, starts, where, overlap)

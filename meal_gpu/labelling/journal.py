@@ -104,7 +104,7 @@ def write_journal(seed_directory: Path, taken: list[Taken]) -> None:
     """Put the journal in place, whole."""
     check, lines = _start(seed_directory), []
     for one in taken:
-        text = json.dumps(one.model_dump(), ensure_ascii=False).encode()
+        text = json.dumps(one.model_dump()).encode()
         lines.append(seal_object(text, check) + b"\n")
         check = open_object(text, check)[1]
     write_atomic(seed_directory / JOURNAL, b"".join(lines))

@@ -39,7 +39,7 @@ def label_config(query: Query) -> str:
 {labels}
   </BrushLabels>
   <RectangleLabels name="{FRAME}" toName="{IMAGE}" fillOpacity="0" strokeWidth="2">
-    <Label value="{PATCH}" background="#ffffff"/>
+    <Label value="{PATCH}" background="#e6b800"/>
   </RectangleLabels>
   <Choices name="{VERDICT}" toName="{IMAGE}" choice="single">
     <Choice value="{SKIP}"/>
@@ -99,7 +99,7 @@ def read(held: list[Any], book: Book, where: str, overlap: Overlap) -> Answers:
     for task in held:
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
             raise InputError(f"{where} is no JSON export with annotations (JSON-MIN, perhaps): {_WRONG}.")
-        at = f"{where}: task {task.get('id', '?')}"
+        at = f"{where}: task {task.get('id', '?')!r:.50}"
         data = task["data"]
         if "meal_item" not in data:
             raise InputError(f"{at} has no meal_item in its data: it was not imported from a query of meal-gpu. Delete "

@@ -21,6 +21,7 @@ from ..grid import Grid
 from ..records import Record, read_rounds, run_name
 from . import dropped
 from .classfile import check_table
+from .journal import read_journal
 from .outgoing import lay_out, write_folder
 from .places import place
 from .predictions import of_round
@@ -51,17 +52,16 @@ class PeopleOracle:
     def ask(self, round_: int, patches: list[Record], more: More) -> tuple[list[Record], list[int]]:
         """The patches that a round reveals, of those that it asks for and of others in place of those that are
         skipped; and what was skipped. The query is written where it is not there yet."""
-        with exclusive(own_directory(self.directory)):
-            standing = self._take_dropped(self._asked(round_, patches, patches))
-            asked = [item for query in standing.queries.values() for item in query.items]
-            skipped = [item for item in asked if standing.skipped(item, self.rule)]
-            wanted = len(patches) - (len(asked) - len(skipped))
-            if wanted > 0:
-                new = more(wanted, [item.patch for item in asked], [item.patch for item in skipped])
-                if new:
-                    told = set(standing.replaced)
-                    self._write(round_, new, standing, [item.id for item in skipped if item.id not in told])
-                    standing = Standing.read(self.directory, round_)
+        standing = self._take_dropped(self._asked(round_, patches, patches))
+        asked = [item for query in standing.queries.values() for item in query.items]
+        skipped = [item for item in asked if standing.skipped(item, self.rule)]
+        wanted = len(patches) - (len(asked) - len(skipped))
+        if wanted > 0:
+            new = more(wanted, [item.patch for item in asked], [item.patch for item in skipped])
+            if new:
+                told = set(standing.replaced)
+                self._write(round_, new, standing, [item.id for item in skipped if item.id not in told])
+                standing = Standing.read(self.directory, round_)
         kept = [item for query in standing.queries.values() for item in query.items
                 if not standing.skipped(item, self.rule)]
         if not kept:
@@ -74,8 +74,7 @@ class PeopleOracle:
     def label(self, round_: int, ids: Tensor) -> Tensor:
         """As `engine.oracle.Oracle.label`, of what `ask` gave, or of a round that is finished."""
         wanted = [{"id": patch, **self._find(patch)} for patch in ids.tolist()]
-        with exclusive(own_directory(self.directory)):
-            standing = self._take_dropped(self._asked(round_, wanted, None))
+        standing = self._take_dropped(self._asked(round_, wanted, None))
         items = {item.patch: (folder, item) for folder, query in standing.queries.items() for item in query.items}
         kept = [items[patch] for patch in ids.tolist()]
         missing = [(folder, item) for folder, item in kept if not standing.answered(item)]
@@ -147,19 +146,24 @@ class PeopleOracle:
     # --- what came back -----------------------------------------------------------------------------------------------
 
     def _take_dropped(self, standing: Standing) -> Standing:
-        """Take new masks of the ``masks`` folders. Hold `exclusive`."""
-        trained = len(read_rounds(self.directory))
-        samples = {sample.name: sample for sample in self.samples}
-        for folder, query in list(standing.queries.items()):
+        """Take new masks of the ``masks`` folders. Where there are none, nothing is written."""
+        for folder in standing.queries:
             own_directory(folder / dropped.FOLDER)
             check_table(folder, self.rules)
-            for answers, source, digest in dropped.read(standing, folder, query, self.rules):
-                news = take(standing, answers, samples, self.rules, trained, source, digest, Choices(void="keep"))
-                if answers.found[0].all_void:
-                    _log.warning("%s is void all over. If the patch cannot be labelled, say so, and another is asked "
-                                 "for: meal-gpu labels skip %s %s", source, self.directory.parent,
-                                 answers.found[0].item.id)
-                standing = Standing(standing.seed_directory, standing.queries, [*standing.taken, *news.taken])
+        if not any(dropped.read(standing, folder, query, self.rules) for folder, query in standing.queries.items()):
+            return standing
+        trained = len(read_rounds(self.directory))
+        samples = {sample.name: sample for sample in self.samples}
+        with exclusive(self.directory):
+            standing = Standing(self.directory, standing.queries, read_journal(self.directory))
+            for folder, query in standing.queries.items():
+                for answers, source, digest in dropped.read(standing, folder, query, self.rules):
+                    news = take(standing, answers, samples, self.rules, trained, source, digest, Choices(void="keep"))
+                    standing = Standing(self.directory, standing.queries, [*standing.taken, *news.taken])
+                    if answers.found[0].all_void:
+                        _log.warning("%s is void all over. If the patch cannot be labelled, say so, and another is "
+                                     "asked for: meal-gpu labels skip %s %s", source, self.directory.parent,
+                                     answers.found[0].item.id)
         return standing
 
     def _labels(self, standing: Standing, item: Item) -> np.ndarray:

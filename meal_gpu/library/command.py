@@ -1,7 +1,8 @@
-"""``meal-gpu query``: a data set that a config names, with predictions that somebody saved."""
+"""``meal-gpu query``: a data set that a config names, with a network of somebody's as files."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,34 +10,51 @@ from rich.table import Table
 
 from ..config import Config
 from ..data.datasets import open_dataset
+from ..data.ingest import ingest
 from ..display import number
 from ..errors import InputError
+from ..network.reading import Outputs
 from ..records import Record
 from ..timing import Progress
-from .network import Outputs
+from .images import PREPARED
+from .onnxfile import Onnx
 from .query import Answer, query
 
 
-def query_saved(config: Config, predictions: Path, labelled: list[Path], out: Path | None, outputs: Outputs,
-                align_corners: bool, progress: Progress) -> Answer:
-    """What ``query`` of a config asks for, by a directory of predictions that are called like the images of its pool.
+def query_pool(config: Config, predictions: Path | None, network: Path | None, pixels: str | None,
+               features: str | None, labelled: list[Path], out: Path | None, outputs: Outputs, align_corners: bool,
+               progress: Progress) -> Answer:
+    """What ``query`` of a config asks for, by one of: saved predictions, called like its images; an ONNX file.
 
     ``labelled`` are ``query.json`` files of earlier calls: their patches are not asked for again, and draws are those
-    of the round after them.
+    of the round after them. ``pixels`` names how an ONNX file's input is normalised, ``features`` its output of maps.
     """
-    if not predictions.is_dir():
+    if (predictions is None) == (network is None):
+        raise InputError("Give --predictions DIR or --onnx FILE (one of the two).")
+    if predictions is not None and not predictions.is_dir():
         raise InputError(f"--predictions is {predictions}, which is no directory: give one with a .npy, .npz or .pt "
                          "file per image.")
+    if predictions is not None and (pixels or features):
+        raise InputError("--pixels and --features go with --onnx FILE: predictions are there already.")
+    if network is not None and pixels not in PREPARED:
+        given = f"--pixels is '{pixels}'" if pixels else f"{network} does not say how its input is normalised"
+        raise InputError(f"{given}. State it: --pixels imagenet (ImageNet's mean and deviation), unit (0 to 1) or "
+                         "bytes (0 to 255).")
     done: list[Record] = []
     for file in labelled:
         done += _patches(file, config)
-    asked, names = config.query, [sample.name for sample in open_dataset(config.data).train]
+    asked, data = config.query, config.data
+    if network is not None:
+        source: dict[str, Any] = {"network": Onnx(network), "images": ingest(data, progress).train}
+    else:
+        source = {"network": predictions, "images": None,
+                  "names": [sample.name for sample in open_dataset(data).train]}
     return query(
-        predictions, None, config.data.grid, asked.n_query, labelled=done, strategy=asked.strategy,
-        seed=config.seeds[0], round=len(labelled), score=asked.score, n_informative=asked.n_informative,
-        selector=asked.selector, min_distance=asked.min_distance, umap=config.umap.model_dump(exclude={"backend"}),
-        align_corners=align_corners, outputs=outputs, names=names, size=config.data.image_size, out=out,
-        progress=progress)
+        **source, grid=data.grid, n=asked.n_query, labelled=done, strategy=asked.strategy,
+        features=features, seed=config.seeds[0], round=len(labelled), score=asked.score,
+        n_informative=asked.n_informative, selector=asked.selector, min_distance=asked.min_distance,
+        umap=config.umap.model_dump(exclude={"backend"}), align_corners=align_corners, outputs=outputs, prepare=pixels,
+        size=data.image_size, out=out, progress=progress)
 
 
 def shown(answer: Answer, out: Path | None, console: Console) -> None:

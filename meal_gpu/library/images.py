@@ -26,6 +26,12 @@ _PLAIN = Rules(np.zeros(256, np.uint8))
 """Files are read as in a data set without masks."""
 Prepare = Callable[[Tensor], Tensor]
 """uint8 RGB ``[B, H, W, 3]`` on the network's device → what it is given."""
+PREPARED: dict[str, Prepare] = {
+    "imagenet": normalise,
+    "unit": lambda pixels: pixels.permute(0, 3, 1, 2).float().div_(255),
+    "bytes": lambda pixels: pixels.permute(0, 3, 1, 2).float(),
+}
+"""By name: ImageNet's mean and deviation, 0 … 1, 0 … 255."""
 KEYS = ("image", "pixel_values", "img", "input", "inputs")
 """Under which a data set's items that are dicts hold the image."""
 
@@ -173,9 +179,19 @@ class Files:
         return self.prepare(torch.from_numpy(np.stack([decoded.image for decoded in chosen])).to(device))
 
 
-def open_images(images: Any, names: Sequence[str] | None, size: Size | None, prepare: Prepare | None) -> Images:
+def prepared_by(prepare: Prepare | str | None) -> Prepare:
+    """A name of `PREPARED`, or a function; ImageNet's mean and deviation for None."""
+    if isinstance(prepare, str):
+        if prepare not in PREPARED:
+            raise InputError(f"prepare is '{prepare}': give {', '.join(map(repr, PREPARED))}, or a function of uint8 "
+                             "RGB [B, H, W, 3].")
+        return PREPARED[prepare]
+    return prepare or normalise
+
+
+def open_images(images: Any, names: Sequence[str] | None, size: Size | None, prepare: Prepare | str | None) -> Images:
     """What somebody gave as images; raises `InputError` for what is none."""
-    prepare = prepare or normalise
+    prepare = prepared_by(prepare)
     if isinstance(images, (str, Path)):
         path = expand(images)
         if not (path / "manifest.json").is_file():

@@ -1,16 +1,15 @@
 """Somebody else's network as a pass over a pool needs it: logits and feature maps, in its own dtype, left as it was."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, did_you_mean, first_line
-from ..kernels import MAX_CLASSES
+from ..network.reading import Outputs, checked_outputs, in_eval, logits_in, maps_in, said
 
-Outputs = Literal["logits", "probabilities"]
 Layer = str | int | Callable[[Tensor], Tensor] | None
 """Where feature maps come from: the name of a module inside the network, the number of one of its outputs, or a
 function of its input (such as a backbone of timm)."""
@@ -114,6 +113,9 @@ class Observed:
             raise InputError(f"Memory ran out with {len(batch)} images at a time ({first_line(error)}): give a smaller "
                              "batch_size.") from error
         except Exception as error:  # whatever a stranger's code raises
+            if "more than 1 value per channel" in str(error):
+                raise InputError("The network has a batch-norm in training mode, which fails on a batch of one: give "
+                                 "the module itself, or call eval() on what your function calls.") from error
             raise InputError(f"The network failed on a batch {list(batch.shape)} of {batch.dtype} on {batch.device}: "
                              f"{type(error).__name__}: {first_line(error)}.") from error
         if batch._version != version:
@@ -126,7 +128,7 @@ class Observed:
     def _logits(self, made: Any, n: int) -> Tensor:
         logits = logits_in(made)
         if logits is None:
-            raise InputError(f"The network gives {_said(made)}: give logits [B, classes, h, w], a dict with 'out' or "
+            raise InputError(f"The network gives {said(made)}: give logits [B, classes, h, w], a dict with 'out' or "
                              "'logits', or wrap it in a function that picks them.")
         checked = checked_outputs(logits, n, self.outputs, self.classes, "The network")
         if checked.device.type != self.device.type:
@@ -141,108 +143,15 @@ class Observed:
         if isinstance(self.features, int):
             if not isinstance(made, (tuple, list)) or not -len(made) <= self.features < len(made):
                 raise InputError(f"features is {self.features}, the number of an output, and the network gives "
-                                 f"{_said(made)}.")
+                                 f"{said(made)}.")
             maps, what = made[self.features], f"Output {self.features}"
         elif self.layer is not None:
             maps, what = self._caught, f"Layer '{self.features}'"
         else:
             maps, what = own, "The function given as features"
-        if isinstance(maps, (tuple, list)) and maps:  # of a pyramid: the deepest
-            maps = maps[-1]
-        if isinstance(maps, Mapping) and "out" in maps:
-            maps = maps["out"]
+        maps = maps_in(maps)
         if maps is None:
             raise InputError(f"{what} was not used by the network: features need one that is.")
         if not isinstance(maps, Tensor) or maps.ndim != 4 or len(maps) != n or 0 in maps.shape:
-            raise InputError(f"{what} gives {_said(maps)}: features are maps [{n}, channels, h, w] for {n} images.")
+            raise InputError(f"{what} gives {said(maps)}: features are maps [{n}, channels, h, w] for {n} images.")
         return maps
-
-
-@contextlib.contextmanager
-def in_eval(network: nn.Module) -> Iterator[None]:
-    """A network in eval mode; afterwards each of its modules is in the mode that it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    try:
-        network.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def checked_outputs(made: Tensor, n: int, outputs: Outputs, classes: int | None, who: str) -> Tensor:
-    """Outputs of n images, float ``[n, C, h, w]``; raises `InputError` for what is none.
-
-    ``classes`` are those of the outputs before, None for the first: whether these are logits or probabilities is looked
-    at there alone, since it waits for the device.
-    """
-    if made.ndim != 4 or len(made) != n or not made.is_floating_point() or 0 in made.shape:
-        raise InputError(f"{who} gives {_said(made)} for {n} {'image' if n == 1 else 'images'}: {outputs} are "
-                         f"floating-point numbers [{n}, classes, h, w].")
-    found = made.shape[1]
-    if found == 1:
-        raise InputError(f"{who} gives 1 channel, as for a sigmoid: give two, for example by lambda x: "
-                         "torch.cat([torch.zeros_like(y := network(x)), y], 1) around a network that gives logits.")
-    if found > MAX_CLASSES:
-        raise InputError(f"{who} gives {found} channels: 2 to {MAX_CLASSES} classes are supported.")
-    if classes not in (None, found):
-        raise InputError(f"{who} gives {found} channels, and {classes} before: every image needs the same classes.")
-    if classes is None and made.device.type != "meta":
-        first = made[:1].float()
-        sums = first.sum(1)
-        are = bool(((first >= 0).all() & ((sums - 1).abs() < 1e-2).all()).item())
-        if outputs == "logits" and are:
-            raise InputError(f"{who} gives numbers that are not negative and add up to 1 over the classes: these are "
-                             "probabilities. Give outputs='probabilities', or leave out the softmax.")
-        if outputs == "probabilities" and not are and bool(first.isfinite().all().item()):
-            raise InputError(f"outputs is 'probabilities', and those of {who[0].lower()}{who[1:]} add up to "
-                             f"{float(sums.min()):.3g} … {float(sums.max()):.3g} over the classes, the least being "
-                             f"{float(first.min()):.3g}: give outputs='logits', or end in a softmax.")
-    return made if made.dtype != torch.float64 else made.float()
-
-
-def logits_in(made: Any) -> Tensor | None:
-    """The logits in what a network returns; None where they cannot be told."""
-    if isinstance(made, Tensor):
-        return made
-    if isinstance(made, Mapping):  # torchvision's and transformers' results
-        found = made.get("logits", made.get("out"))
-    elif hasattr(made, "logits"):
-        found = made.logits
-    elif isinstance(made, (tuple, list)) and made:
-        found = made[0]
-    else:
-        found = None
-    return found if isinstance(found, Tensor) else None
-
-
-def layers_with_maps(network: nn.Module, batch: Tensor) -> list[str]:
-    """Names of modules of a network that give maps ``[B, C, h, w]``, with their shapes, in the order of their end."""
-    found: list[str] = []
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def note(module: nn.Module, given: Any, made: Any) -> None:
-            if isinstance(made, Tensor) and made.ndim == 4 and min(made.shape[2:]) > 1:
-                found.append(f"{name} {list(made.shape[1:])}")
-
-        return note
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()
-             if 0 < name.count(".") + 1 <= 2]
-    try:
-        with torch.no_grad():
-            network(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _said(made: Any) -> str:
-    if isinstance(made, Tensor):
-        return f"{made.dtype} {list(made.shape)}".replace("torch.", "")
-    if isinstance(made, Mapping):
-        return f"a dict with {', '.join(map(repr, list(made)[:6]))}"
-    if isinstance(made, (tuple, list)):
-        return f"a {type(made).__name__} of {len(made)}"
-    return "nothing" if made is None else f"a {type(made).__name__}"

@@ -14,11 +14,12 @@ from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Means, mean_matrices, patch_means
 from ..network.model import DeepLabV3Plus
+from ..network.reading import in_eval
 from ..stages.predict import PLAIN, How, PatchMaps, Predictions, patch_maps, predict
 from ..stages.statistics import STATISTICS, Tiles, measure, ratio
 from ..timing import Progress
 from .images import Images
-from .network import Observed, Seen, in_eval
+from .network import Observed, Seen
 
 
 @dataclass

@@ -19,6 +19,7 @@ from ..grid import Grid, Size
 from ..machine.backend import Backend, resolve
 from ..network.features import Features
 from ..network.model import DeepLabV3Plus
+from ..network.reading import Outputs, layers_with_maps
 from ..paths import expand
 from ..records import Record
 from ..stages.pool import Pool
@@ -28,10 +29,11 @@ from ..strategies.select import Strategy, find_strategy
 from ..timing import Progress, StageClock
 from .asking import Asking, Looking, pool_of
 from .bar import shown
-from .images import Images, Pixels, Prepare, open_images
+from .images import PREPARED, Files, Images, Pixels, Prepare, open_images
 from .labelled import Labelled
 from .manifold import Manifold
-from .network import Layer, Observed, Outputs, layers_with_maps
+from .network import Layer, Observed
+from .onnxfile import Onnx, Reader
 from .passes import Foreign, Ours, Reading
 from .saved import Replayed, Saved
 
@@ -58,7 +60,7 @@ class Answer:
 
 
 def query(
-    network: Callable[..., Any] | str | Path,
+    network: Callable[..., Any] | Onnx | str | Path,
     images: Any,
     grid: tuple[int, int],
     n: int,
@@ -76,7 +78,7 @@ def query(
     umap: Mapping[str, Any] | None = None,
     align_corners: bool = False,
     outputs: Outputs = "logits",
-    prepare: Prepare | None = None,
+    prepare: Prepare | str | None = None,
     names: Sequence[str] | None = None,
     size: Size | None = None,
     batch_size: int = 8,
@@ -99,7 +101,8 @@ def query(
         and memory format, in eval mode, without gradients, and left in the mode that it was in. A
         `meal_gpu.DeepLabV3Plus` is looked at as a run looks at it: then ``features``, ``align_corners``, ``prepare``
         and ``batch_size`` are its own. Or a directory of saved predictions, a file per image: ``NAME.npy``,
-        ``NAME.npz`` or ``NAME.pt``, each ``[classes, h, w]`` (see `meal_gpu.library.saved.Saved`).
+        ``NAME.npz`` or ``NAME.pt``, each ``[classes, h, w]`` (see `meal_gpu.library.saved.Saved`). Or an ONNX file, by
+        its path or as `meal_gpu.Onnx`.
     images
         The pool, images of one size: a directory of image files (decoded anew in every call, resized to ``size``), the
         directory of a store, uint8 RGB ``[N, H, W, 3]`` (tensor or array), the network's input itself, floating-point
@@ -117,7 +120,8 @@ def query(
         A name in ``meal_gpu.STRATEGIES``, or a `meal_gpu.Strategy` of your own.
     features
         Where feature maps ``[B, F, h, w]`` come from, which ``meal`` and ``meal_ft`` embed: the name of a module in the
-        network, the number of one of its outputs, or a function of its input, such as a backbone.
+        network, the number of one of its outputs, or a function of its input, such as a backbone. Of an ONNX file the
+        name of an output.
     manifold
         The plane Φ of ``meal``, from an earlier `Answer`; without one it is fitted on the features of this call.
     seed, round
@@ -135,7 +139,8 @@ def query(
     outputs
         ``logits``, or ``probabilities`` that add up to 1 over the classes. These are interpolated as they are.
     prepare
-        Makes the network's input of uint8 RGB ``[B, H, W, 3]`` on its device; ImageNet's mean and deviation by default.
+        Makes the network's input of uint8 RGB ``[B, H, W, 3]`` on its device: a function, ``imagenet`` (mean and
+        deviation; the default but for ONNX files, whose input must be stated), ``unit`` (0 … 1) or ``bytes`` (0 … 255).
         Not used where the images are that input.
     names
         One per image; numbers by default, files' names for files.
@@ -159,6 +164,8 @@ def query(
         For what cannot be used, in one sentence: what was given, what is allowed, what to do.
     """
     found = strategy if isinstance(strategy, Strategy) else find_strategy(strategy)
+    if isinstance(network, (str, Path)) and Path(network).suffix == ".onnx":
+        network = Onnx(network)
     pool_images = _pool_images(network, images, names, size, prepare, outputs)
     tiling = Grid(*_pair(grid), *(size or pool_images.size() if isinstance(pool_images, Saved) else pool_images.size))
     config = _config(found, strategy, n, n_informative, score, selector, min_distance, umap, seed)
@@ -178,7 +185,7 @@ def query(
             looking, backend = _ours(network, pool_images, tiling, config, found, score)
         else:
             assert not isinstance(network, (str, Path))  # these are saved predictions
-            observed = Observed(network, features, outputs, device)
+            observed = _observed(network, features, outputs, device, pool_images, prepare)
             if needs_maps and features is None:
                 raise InputError(_which_layer(observed, pool_images, config.query.strategy))
             if not needs_maps:
@@ -205,14 +212,26 @@ def query(
     return answer
 
 
-def _pool_images(network: Any, images: Any, names: Sequence[str] | None, size: Size | None, prepare: Prepare | None,
-                 outputs: Outputs) -> Images | Saved:
+def _observed(network: Callable[..., Any] | Onnx, features: Layer, outputs: Outputs,
+              device: str | torch.device | None, images: Images, prepare: Prepare | str | None) -> Observed:
+    if not isinstance(network, Onnx):
+        return Observed(network, features, outputs, device)
+    if prepare is None and isinstance(images, (Pixels, Files)):
+        raise InputError(f"{network.file} does not say how its input is normalised: state it by prepare, one of "
+                         f"{', '.join(map(repr, PREPARED))}, or a function of uint8 RGB [B, H, W, 3].")
+    if isinstance(features, str):
+        return Observed(network.with_maps(features), 1, outputs, device)
+    return Observed(network.with_maps(None), features, outputs, device)
+
+
+def _pool_images(network: Any, images: Any, names: Sequence[str] | None, size: Size | None,
+                 prepare: Prepare | str | None, outputs: Outputs) -> Images | Saved:
     if not isinstance(network, (str, Path)):
         return open_images(images, names, size, prepare)
     directory = expand(network)
     if not directory.is_dir():
         raise InputError(f"network is '{network}', which is no directory of saved predictions: give a torch.nn.Module, "
-                         "a function, or a directory of one .npy, .npz or .pt file per image.")
+                         "a function, an .onnx file, or a directory of one .npy, .npz or .pt file per image.")
     if images is not None:
         names = names or open_images(images, None, size, prepare).names
     return Saved(directory, names, outputs)
@@ -249,6 +268,8 @@ def _pair(grid: Any) -> tuple[int, int]:
 def _which_layer(observed: Observed, images: Images, strategy: str) -> str:
     message = (f"Strategy '{strategy}' embeds features: say where they come from by features, the name of a layer that "
                "gives maps [B, channels, h, w], the number of an output, or a function of the network's input.")
+    if isinstance(observed.network, Reader):
+        return f"{message} Of an ONNX file: the name of an output, {', '.join(observed.network.network.outputs)}."
     if observed.module is None:
         return message
     with observed.in_use():

@@ -12,7 +12,8 @@ from ..data.frames import as_tensor
 from ..data.listing import names_in
 from ..errors import InputError, first_line
 from ..grid import Size
-from .network import Outputs, Seen, checked_outputs
+from ..network.reading import Outputs, checked_outputs
+from .network import Seen
 from .passes import Read, Reading
 
 SUFFIXES = (".npy", ".npz", ".pt")

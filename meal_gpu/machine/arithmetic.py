@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ..errors import InputError, first_line
+
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """cuBLAS repeats itself only with a workspace of fixed size; PyTorch reads this with its first matrix product."""
 
@@ -38,7 +40,10 @@ def settled() -> dict[str, bool | str]:
 
 @contextmanager
 def repeatable(wanted: bool) -> Iterator[None]:
-    """Let PyTorch refuse what it could only compute in a changing order; for training, where all is known to pass."""
+    """Let PyTorch refuse what it could only compute in a changing order; for training, where all of ours passes.
+
+    Raises `InputError` where somebody's network has such an operation.
+    """
     switch: Any = torch.utils.deterministic
     before, filled = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -47,6 +52,11 @@ def repeatable(wanted: bool) -> Iterator[None]:
         switch.fill_uninitialized_memory = False  # a launch for each new tensor, and no bit differs
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise InputError(f"The network cannot be trained so that equal runs are equal on this device "
+                         f"({first_line(error)}): use model.deterministic: false, or another operation.") from error
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
         switch.fill_uninitialized_memory = filled

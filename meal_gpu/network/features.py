@@ -1,7 +1,7 @@
 """Backbone features of frames: constants where the backbone is frozen, and then computed once."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,8 @@ from ..data.frames import Frames, HeldFrames, StreamedFrames, resident, sent
 from ..grid import Grid, Size
 from ..machine.backend import Backend
 from ..timing import Progress, no_progress
-from .model import RATES, DeepLabV3Plus, Upsampling, upsampling
+from .interface import Network, Upsampling
+from .model import upsampling
 from .repeated import repeated
 from .windows import Windows, along, bilinear_matrix
 
@@ -42,8 +43,13 @@ class Features:
     backend: Backend
     low_size: Size
     high_size: Size
+    logits_size: Size
+    windows_of: Callable[[Grid, torch.device], Windows]
+    """`Network.windows`."""
     batch: int
     """Frames in every forward pass of a `scan`."""
+    align_corners: bool = True
+    """Of the network: how maps are interpolated to the frame."""
     cache: tuple[Tensor, Tensor] | None = None
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
     memo: dict[int, Maps] | None = None
@@ -52,18 +58,20 @@ class Features:
     """A `scan` sees its frames in a mirror, left and right exchanged."""
 
     @classmethod
-    def of(cls, frames: Frames, model: DeepLabV3Plus, backend: Backend, cached: bool, stage: str = "features",
+    def of(cls, frames: Frames, model: Network, backend: Backend, cached: bool, stage: str = "features",
            progress: Progress = no_progress, batch: int | None = None) -> "Features":
         """Prepare the features of frames under a network, computing all of them now if ``cached``.
 
         ``batch`` is the whole pool's `batch_size` where these frames are a part of it: see `scan`.
         """
-        shapes = model.map_shapes(frames.grid.height, frames.grid.width)
-        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], batch or batch_size(frames, backend))
+        grid = frames.grid
+        shapes = model.map_shapes(grid.height, grid.width)
+        fresh = cls(frames, backend, shapes[0][1:], shapes[1][1:], model.logits_size(grid.height, grid.width),
+                    model.windows, batch or batch_size(frames, backend), model.align_corners)
         return fresh._kept(model, shapes, stage, progress) if cached else fresh
 
     @torch.no_grad()
-    def _kept(self, model: DeepLabV3Plus, shapes: Iterable[tuple[int, int, int]], stage: str,
+    def _kept(self, model: Network, shapes: Iterable[tuple[int, int, int]], stage: str,
               progress: Progress) -> "Features":
         model.eval()
         count, done = self.frames.count, 0
@@ -75,7 +83,7 @@ class Features:
             progress(stage, done := done + frames.stop - frames.start, count)
         return replace(self, cache=(low, high))
 
-    def scan(self, model: DeepLabV3Plus) -> Iterator[tuple[slice, Maps]]:
+    def scan(self, model: Network) -> Iterator[tuple[slice, Maps]]:
         """One pass over all frames: their numbers and their maps, batch by batch.
 
         All batches are of one shape, so that a frame's maps do not depend on how many come with it (another shape may
@@ -108,7 +116,7 @@ class Features:
         count = self.frames.count
         return [slice(first, min(first + self.batch, count)) for first in range(0, count, self.batch)]
 
-    def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
+    def read(self, model: Network, batches: Iterable[Tensor]) -> Iterator[Maps]:
         """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for.
 
         The indices of all batches go to the device together. A frame that a batch names several times goes through the
@@ -135,7 +143,7 @@ class Features:
             yield low, high
 
     @torch.no_grad()
-    def _memorise(self, model: DeepLabV3Plus, memo: dict[int, Maps], batch: Tensor) -> None:
+    def _memorise(self, model: Network, memo: dict[int, Maps], batch: Tensor) -> None:
         """In batches of the shape that `scan` has, so that it gives the same bits."""
         new = torch.tensor([frame for frame in dict.fromkeys(batch.tolist()) if frame not in memo], dtype=torch.int64)
         for part in new.split(self.batch) if len(new) else ():
@@ -150,32 +158,33 @@ class Features:
 
     @cached_property
     def windows(self) -> Windows:
-        """The decoder's windows on the patches of a frame."""
-        return Windows.of_grid(self.frames.grid, self.low_size, self.high_size, RATES, self.frames.device)
+        """The network's windows on the patches of a frame."""
+        return self.windows_of(self.frames.grid, self.frames.device)
 
     @cached_property
     def upsampling(self) -> Upsampling:
-        """For `DeepLabV3Plus.logits`."""
+        """For `Network.logits`."""
         return upsampling(self.low_size, self.high_size, self.frames.device, self.backend.dtype)
 
     @cached_property
     def means(self) -> dict[Size, Means]:
         """Per size of map, the row and column matrices that average it over each patch."""
         grid, device = self.frames.grid, self.frames.device
-        return {size: mean_matrices(grid, size, device) for size in {self.low_size, self.high_size}}
+        return {size: mean_matrices(grid, size, device, self.align_corners)
+                for size in {self.logits_size, self.high_size}}
 
     def patch_vectors(self, maps: Tensor) -> Tensor:
         """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h, w]`` upsampled and averaged per patch."""
         return patch_means(maps, *self.means[maps.shape[2], maps.shape[3]])
 
 
-def maps_of(model: DeepLabV3Plus, given: Given) -> Maps:
+def maps_of(model: Network, given: Given) -> Maps:
     """Maps of a batch from `Features.given`; call it within the autocast of its backend."""
     low, high = given if len(given) == 2 else model.features(*given)
     return low, high
 
 
-def logits_of(model: DeepLabV3Plus, given: Given, up: Upsampling, backend: Backend) -> Maps:
+def logits_of(model: Network, given: Given, up: Upsampling, backend: Backend) -> Maps:
     """Logits of a batch from `Features.given`, and the high maps that they were made of."""
     with backend.autocast():
         low, high = maps_of(model, given)

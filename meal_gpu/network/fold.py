@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..machine.backend import Backend
 from .backbone import base_of
+from .interface import Network
 from .model import ConvNormAct, DeepLabV3Plus
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
@@ -25,11 +26,12 @@ NORMS = (nn.BatchNorm2d, BatchNormAct2d)
 """Whose weights are used as they are. Kinds that derive from them may standardise theirs, and stay as they are."""
 
 
-def for_scoring(model: DeepLabV3Plus, backend: Backend) -> DeepLabV3Plus:
+def for_scoring(model: Network, backend: Backend) -> Network:
     """The network in eval mode, or its folded copy with the weights of now, as ``model.fold_norms`` says."""
     model.eval()
     if not backend.fold_norms:
         return model
+    assert isinstance(model, DeepLabV3Plus)  # a config with a factory folds nothing
     twin = _TWINS.get(model)
     new = twin is None or twin.device != _device(model)
     if twin is None or new:

@@ -13,19 +13,16 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data.pixels import normalise
-from ..grid import Size
+from ..grid import Grid, Size
 from .backbone import create_backbone
 from .dropout import Dropout
+from .interface import Network, Shape, Upsampling
 from .windows import Windows, along, bilinear_matrix, taps
 
 RATES = (6, 12, 18)
 """Dilations of the ASPP's 3 × 3 convolutions."""
-Shape = tuple[int, int, int]
-"""Channels, height and width of a feature map."""
 _SHAPES: dict[tuple[str, int, int, int], tuple[Shape, Shape]] = {}
 """What `DeepLabV3Plus.map_shapes` found: by backbone, output stride, height and width."""
-Upsampling = tuple[Tensor, Tensor]
-"""Row and column matrices from stride 16 to stride 4, ``[1, h4, 3 * h16]`` and ``[1, w4, 3 * w16]``."""
 
 
 class ConvNormAct(nn.Sequential):
@@ -136,7 +133,7 @@ class Decoder(nn.Module):
         return cast(Tensor, self.fuse_dropout(self.fuse.finish(fused)))
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(Network):
     """The segmentation network f_θ (paper, section 4.2).
 
     Parameters
@@ -157,7 +154,7 @@ class DeepLabV3Plus(nn.Module):
         config = config or ModelConfig(weights="none")
         self.backbone = create_backbone(config)  # timm adds `feature_info` to the module
         self.architecture = config.backbone, config.output_stride
-        self.freeze_backbone = config.freeze_backbone
+        self.classes, self.freeze_backbone = num_classes, config.freeze_backbone
         c_low, c_high = cast(Any, self.backbone).feature_info.channels()
         self.aspp = ASPP(c_high)
         self.decoder = Decoder(c_low, num_classes)
@@ -212,6 +209,21 @@ class DeepLabV3Plus(nn.Module):
     def window_logits(self, low: Tensor, high: Tensor, at: Windows) -> Tensor:
         """The same for one window of each image; see `Decoder.windows`."""
         return self.decoder.windows(low, self.aspp.windows(high, at), at)
+
+    def logits_size(self, height: int, width: int) -> Size:
+        return self.map_shapes(height, width)[0][1:]
+
+    def windows(self, grid: Grid, device: torch.device) -> Windows:
+        low, high = self.map_shapes(grid.height, grid.width)
+        return Windows.of_grid(grid, low[1:], high[1:], RATES, device)
+
+    def constant(self, name: str) -> bool:
+        return self.freeze_backbone and name.startswith("backbone.")
+
+    def begin_as(self, pretrained: Network) -> None:
+        """The pretrained backbone, trained or not."""
+        assert isinstance(pretrained, DeepLabV3Plus)
+        self.backbone.load_state_dict(pretrained.backbone.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 RGB ``[B, H, W, 3]`` → logits float32 ``[B, classes, H, W]``."""

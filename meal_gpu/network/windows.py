@@ -145,6 +145,19 @@ class Windows:
             axis_windows(grid.width, grid.patch_width, grid.cols, low[1], high[1], rates).to(device),
         )
 
+    @classmethod
+    def whole(cls, grid: Grid, size: Size, align_corners: bool, device: torch.device) -> "Windows":
+        """For logits of whole images, of ``size``: what interpolates each patch's pixels from them, nothing else."""
+
+        def axis(n_pixels: int, patch: int, n: int, n_in: int) -> Axis:
+            pixels = bilinear_matrix(n_pixels, n_in, align_corners)[: n * patch].reshape(n, patch, n_in)
+            nothing = torch.zeros(n, 0)
+            others = {field.name: nothing for field in fields(Axis)}
+            return Axis(**{**others, "pixels": torch.from_numpy(pixels.astype(np.float32))}).to(device)
+
+        return cls(axis(grid.height, grid.patch_height, grid.rows, size[0]),
+                   axis(grid.width, grid.patch_width, grid.cols, size[1]))
+
     def of(self, cells: Tensor) -> "Windows":
         """The windows of a batch of patches, given their cells int64 ``[B]`` in row-major order."""
         n_cols = len(self.cols.low)

@@ -20,7 +20,9 @@ from ..data.datasets import Dataset, open_dataset
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..machine.card import processes
+from ..network.build import build
 from ..network.features import batch_pixels, full_batch
+from ..network.interface import Network
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows
 from ..stages.train import patch_loss
@@ -67,7 +69,7 @@ class Placement:
     """What all of that takes of the device."""
 
 
-def measure(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int, n_val_images: int,
+def measure(config: Config, backend: Backend, model: Network, n_images: int, n_val_images: int,
             masks: bool = True) -> Sizes:
     """The sizes of a run on that many images; ``model`` gives the shapes of its maps, whatever its weights."""
     grid, context = config.data.tiling(), config.data.context
@@ -169,7 +171,7 @@ def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
     """
     n_images, n_val, sharded = extent.n_images, extent.n_val, config.query.scoring == "sharded"
     # Shapes are all that matters, so that nothing is downloaded.
-    model = DeepLabV3Plus(extent.n_classes, config.model.without_weights)
+    model = build(extent.n_classes, config.model.without_weights)
     sizes = measure(config, backend, model, n_images, n_val, extent.masks)
     where = place(config, sizes, backend.budget_bytes, sharded)
     weights = sum(value.nbytes for value in model.state_dict().values())
@@ -180,7 +182,9 @@ def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
                 "kept on the device" if where.cache else "computed again in every round")
         features = f"{gigabytes(sizes.features)} of the pool, {kept}; {gigabytes(sizes.val_features)} of the validation"
         features += " images, " + ("kept" if where.val_cache else "computed again in every evaluation")
-    scoring, training = peak_scoring(config, backend, model), peak_training(config, backend, model)
+    scoring = training = 0
+    if isinstance(model, DeepLabV3Plus):
+        scoring, training = peak_scoring(config, backend, model), peak_training(config, backend, model)
     described = {
         "pool": f"{n_images:,} images, {sizes.n_patches:,} patches; {n_val:,} images to validate on",
         "store on disk": f"{gigabytes(sizes.store)} (pool {gigabytes(sizes.pool)}, validation {gigabytes(sizes.val)}, "
@@ -191,8 +195,8 @@ def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
         **({"workers": _workers(config, backend, model, n_images)} if sharded else {}),
         "device memory": f"{gigabytes(where.device_bytes)} images, masks and features, "
                          f"{gigabytes(weights + 3 * trained)} network, gradients and Adam",
-        "at its peak": f"{gigabytes(scoring)} more in scoring, "
-                       f"{gigabytes(training)} in a training step; libraries take more",
+        "at its peak": (f"{gigabytes(scoring)} more in scoring, {gigabytes(training)} in a training step; libraries "
+                        "take more" if training else "not counted: the network is not ours"),
     }
     device = where.device_bytes + weights + 3 * trained + max(scoring, training)
     return Needs(sizes.store, weights * len(config.seeds), device, described)
@@ -203,7 +207,7 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     return needs(config, backend, extent).described
 
 
-def _workers(config: Config, backend: Backend, model: DeepLabV3Plus, n_images: int) -> str:
+def _workers(config: Config, backend: Backend, model: Network, n_images: int) -> str:
     """Where the parts of a sharded pool go, and what each of this machine's processes holds of its part."""
     wanted = processes() if config.query.workers is None else config.query.workers
     if wanted == "cuda":

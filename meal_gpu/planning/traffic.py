@@ -20,6 +20,7 @@ from ..config import Config
 from ..data.frames import HeldFrames
 from ..machine.backend import Backend
 from ..network.features import DEVICE_BATCH_PIXELS, Features, Maps, images_per_batch
+from ..network.interface import Network
 from ..network.model import DeepLabV3Plus
 from ..stages.evaluate import confusion
 from ..stages.predict import predict
@@ -145,7 +146,7 @@ def of_stages(config: Config, classes: int) -> dict[str, Traffic]:
     def features(images: int) -> Features:
         frames = HeldFrames.of(torch.empty(images, grid.height, grid.width, 3, dtype=torch.uint8), grid, context,
                                pretended.device)
-        made = _Distinct(frames, pretended, shapes[0][1:], shapes[1][1:], images * frames.per_image)
+        made = _Distinct.of(frames, model, pretended, False, batch=images * frames.per_image)
         if frozen:
             low, high = (torch.empty(frames.count, h, w, c, dtype=pretended.dtype) for c, h, w in shapes)
             made = replace(made, cache=(low, high))
@@ -189,7 +190,7 @@ def of_stages(config: Config, classes: int) -> dict[str, Traffic]:
 class _Distinct(Features):
     """Every frame of a batch is another: which are alike, a tensor without memory cannot say."""
 
-    def read(self, model: DeepLabV3Plus, batches: Iterable[Tensor]) -> Iterator[Maps]:
+    def read(self, model: Network, batches: Iterable[Tensor]) -> Iterator[Maps]:
         if self.cache is not None:
             yield from super().read(model, batches)
             return

@@ -87,9 +87,9 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Curves], list[int]]:
 
 def _setting(run: Run) -> str:
     """All but the strategy and what belongs to it: budgets, data, network and training."""
-    own = {*MACHINE_KEYS, "seeds", *(f"query.{key}" for key in (
-        "strategy", "score", "selector", "n_informative", "min_distance", "per_image", "class_quota", "power",
-        "per_cost", "dropout", "samples", "hold_out", "kmeans"))}
+    own = {*MACHINE_KEYS, "query.strategy", "query.score", "query.selector", "query.n_informative",
+           "query.min_distance", "query.per_image", "query.class_quota", "query.power", "query.per_cost",
+           "query.dropout", "query.samples", "query.hold_out", "query.kmeans", "seeds"}
     keys = {key: value for key, value in run.config.flat().items()
             if key not in own and key.partition(".")[0] != "umap"}
     return repr((sorted(keys.items(), key=lambda item: item[0]), run.dataset.model_dump(), budgets_of(run)))

@@ -54,7 +54,7 @@ class Reference:
 def reference(config: Config) -> Reference | None:
     """The paper's numbers for this run's protocol, or None where the protocol is not the paper's."""
     data, model, query = config.data, config.model, config.query
-    same_network = model.backbone == "mobilenetv2_100" and model.weights != "none"
+    same_network = model.factory is None and model.backbone == "mobilenetv2_100" and model.weights != "none"
     rows = [row for row in TABLE_1 if row.dataset == data.dataset and row.finetuned != model.freeze_backbone]
     if not rows or not same_network or data.image_size not in IMAGE_SIZES[data.dataset]:
         return None

@@ -52,8 +52,12 @@ def setting(run: Run) -> str:
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
     checked = (f" and evaluated on {run.dataset.n_val_images:,} images" if run.dataset.n_val_images
                else "; there are no validation images")
-    return (f"{pool} {budget} A DeepLabV3+ that sees {sees}, with a {frozen} {model.backbone} backbone, is "
-            f"{training}{checked}.")
+    network = f"A DeepLabV3+ that sees {sees}, with a {frozen} {model.backbone} backbone,"
+    if model.factory is not None:
+        network = f"The network {model.factory} (features {frozen}), which sees {sees},"
+    if run.config.train.factory is not None:
+        training = f"trained by {run.config.train.factory}"
+    return f"{pool} {budget} {network} is {training}{checked}."
 
 
 def recipe(train: TrainConfig) -> str:

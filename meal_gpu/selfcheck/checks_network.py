@@ -22,6 +22,7 @@ from ..machine import arithmetic
 from ..machine.backend import Backend, resolve
 from ..machine.transfers import Transfers
 from ..network.fold import foldable
+from ..network.interface import Network
 from ..network.model import DeepLabV3Plus
 from ..stages.pool import Pool
 from ..stages.predict import predict
@@ -85,6 +86,7 @@ def _folded(device: torch.device) -> Finding:
         model, _, _, plain = _trained(experiment, experiment.backend)
         folded = _scores(experiment, model, replace(experiment.backend, fold_norms=True))
         error = ((folded - plain).abs().max() / plain.std()).item()
+        assert isinstance(model, DeepLabV3Plus)
         n = len(foldable(model))
     numbers = {"relative_error": error, "folded": float(n)}
     if not error <= 1e-3:
@@ -127,7 +129,7 @@ def _inductor(device: torch.device) -> Finding:
     return _compiled(device, "inductor", 0.1)
 
 
-def _trained(experiment: Experiment, backend: Backend) -> tuple[DeepLabV3Plus, float, Tensor, Tensor]:
+def _trained(experiment: Experiment, backend: Backend) -> tuple[Network, float, Tensor, Tensor]:
     """A network after two steps with dropout; its scores before, the first step's loss, its scores then, none cached.
     """
     model, device = experiment.new_model(0, 0), backend.device
@@ -143,7 +145,7 @@ def _trained(experiment: Experiment, backend: Backend) -> tuple[DeepLabV3Plus, f
     return model, first, before, _scores(experiment, model.eval(), backend)
 
 
-def _scores(experiment: Experiment, model: DeepLabV3Plus, backend: Backend) -> Tensor:
+def _scores(experiment: Experiment, model: Network, backend: Backend) -> Tensor:
     features = replace(experiment.train.features(model), backend=backend, cache=None)
     score = predict(model, features, {"score"}, "entropy", backend).score
     assert score is not None

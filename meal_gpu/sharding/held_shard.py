@@ -20,8 +20,9 @@ from ..data.fit import extents, partly_filled
 from ..data.frames import Frames
 from ..data.store import map_images, read_manifest
 from ..machine.backend import Backend, resolve
+from ..network.build import build
 from ..network.features import Features, frames_of
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..planning.sizing import measure, place
 from ..stages.predict import PLAIN, How, Predictions, predict
 from ..stages.ranking import top
@@ -76,7 +77,7 @@ class Holder:
         self.job, self.config = job, Config.load(yaml.safe_load(job.config))
         self.backend: Backend = resolve(self.config, embeds=False)
         self.shards: dict[Shard, Held] = {}
-        self._networks: dict[int, DeepLabV3Plus] = {}
+        self._networks: dict[int, Network] = {}
         """By the number of classes."""
 
     def look(self, shard: Shard, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
@@ -98,14 +99,14 @@ class Holder:
             held.seen = dict([*held.seen.items(), (pass_.number, seen)][-KEPT:])
         return held.seen[pass_.number]
 
-    def _network(self, classes: int, weights: bytes) -> DeepLabV3Plus:
+    def _network(self, classes: int, weights: bytes) -> Network:
         if classes not in self._networks:
-            network = DeepLabV3Plus(classes, self.config.model.without_weights)
+            network = build(classes, self.config.model.without_weights)
             self._networks[classes] = network.to(self.backend.device).eval()
         self._networks[classes].load_state_dict(from_safetensors(weights))
         return self._networks[classes]
 
-    def _hold(self, shard: Shard, model: DeepLabV3Plus, progress: Progress) -> Held:
+    def _hold(self, shard: Shard, model: Network, progress: Progress) -> Held:
         config, backend = self.config, self.backend
         images = map_images(Path(self.job.store), *shard, config.data.image_size)
         where = place(config, measure(config, backend, model, len(images), 0), backend.budget_bytes)

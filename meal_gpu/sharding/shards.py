@@ -28,7 +28,8 @@ from ..data.frames import Frames
 from ..errors import InputError
 from ..machine.backend import Backend
 from ..machine.card import processes
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
+from ..paths import expand
 from ..stages.predict import PLAIN, How, Predictions
 from ..stages.ranking import merge
 from ..timing import Progress, no_progress
@@ -57,18 +58,20 @@ class Shards:
            ranges: Sequence[Shard] | None = None) -> "Shards":
         """Cut a pool into equal ranges, one per worker, or into those given."""
         settled = config.revised("model", precision=backend.precision)  # not what another processor would choose
+        if settled.model.factory is not None:  # where this process finds it
+            settled = settled.revised("model", path=str(expand(settled.model.path or ".").absolute()))
         if workers.sharers > 1:
             settled = backend.shared(settled, workers.sharers)
         job = Job(uuid.uuid4().hex, settled.dump(), str(store.absolute()), batch)
         return cls(workers, job, ranges or even(frames.n_images, len(workers)), frames.images_grid.cells,
                    frames.device, frames.count)
 
-    def open(self, model: DeepLabV3Plus, progress: Progress = no_progress) -> None:
+    def open(self, model: Network, progress: Progress = no_progress) -> None:
         """Open all shards now and compute a frozen backbone's features: what is wrong shows before long work begins."""
         weights = self.workers.broadcast(to_bytes(model))
         self._ask(self._pass(model, set()), weights, range(len(self.ranges)), lambda shard: ready, progress, "features")
 
-    def look(self, model: DeepLabV3Plus, needs: set[str], free: Tensor, n: int,
+    def look(self, model: Network, needs: set[str], free: Tensor, n: int,
              progress: Progress = no_progress, how: How = PLAIN) -> "Sharded":
         """`predict` on the workers; of the patches that are ``free``, bool ``[n_patches]``, the n first come along."""
         return Sharded(self, self._pass(model, needs, how), self.workers.broadcast(to_bytes(model)), free, n, progress)
@@ -76,9 +79,9 @@ class Shards:
     def close(self) -> None:
         self.workers.everywhere(forget, self.job.run)
 
-    def _pass(self, model: DeepLabV3Plus, needs: set[str], how: How = PLAIN) -> Pass:
+    def _pass(self, model: Network, needs: set[str], how: How = PLAIN) -> Pass:
         self.passes += 1
-        return Pass(self.passes, model.decoder.classify.out_channels, frozenset(needs), how)
+        return Pass(self.passes, model.classes, frozenset(needs), how)
 
     def _ask(self, pass_: Pass, weights: Broadcast, which: Iterable[int],
              question: Callable[[int], Callable[[Predictions], Any]], progress: Progress, stage: str) -> list[Any]:
@@ -166,8 +169,8 @@ def even(n_images: int, n: int) -> list[Shard]:
     return [(first, last) for first, last in itertools.pairwise(cuts) if last > first]
 
 
-def to_bytes(model: DeepLabV3Plus) -> bytes:
-    return to_safetensors({name: value.contiguous().cpu() for name, value in model.state_dict().items()})
+def to_bytes(model: Network) -> bytes:
+    return to_safetensors(dict(model.written()))
 
 
 def start(config: Config) -> Workers:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..machine.backend import Backend
 from ..network.features import Features
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..network.windows import along
 
 TEMPERATURES = torch.logspace(-1, 1, 49, dtype=torch.float64)
@@ -29,7 +29,7 @@ def held_out(ids: Tensor, cells: int, part: float, draw: torch.Generator) -> Ten
 
 
 @torch.no_grad()
-def temperature(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, backend: Backend) -> float:
+def temperature(model: Network, features: Features, ids: Tensor, labels: Tensor, backend: Backend) -> float:
     """The temperature of least cross-entropy on patches ``ids`` int64 ``[n]`` with their labels; 1 where nothing is
     labelled of them. It leaves every prediction as it is.
     """

@@ -10,7 +10,7 @@ from ..kernels import confusion_counts
 from ..machine.backend import Backend
 from ..network.features import Features, logits_of
 from ..network.fold import for_scoring
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..timing import Progress, no_progress
 
 
@@ -34,14 +34,14 @@ class Score:
         return cls(tuple(iou), sum(present) / len(present) if present else None)
 
 
-def evaluate(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
+def evaluate(model: Network, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
              progress: Progress = no_progress) -> Score:
     """IoU over all validation frames; masks uint8 frames, 255 = void. The one wait is for the confusion matrix."""
     return Score.of(confusion(model, features, masks, num_classes, backend, progress))
 
 
 @torch.no_grad()
-def confusion(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
+def confusion(model: Network, features: Features, masks: HeldFrames, num_classes: int, backend: Backend,
               progress: Progress = no_progress) -> Tensor:
     """The confusion matrix of one pass, int64 ``[truth, prediction]`` on the device, which is not waited for.
 
@@ -56,6 +56,6 @@ def confusion(model: DeepLabV3Plus, features: Features, masks: HeldFrames, num_c
     for (frames, given), truth in zip(features.given(), masks.passed(features.parts), strict=True):
         logits, _ = logits_of_batch(model, given, features.upsampling, backend)
         confusion_counts(logits[: frames.stop - frames.start], truth[:, :height, :width], (grid.height, grid.width),
-                         counts=counts)
+                         align_corners=model.align_corners, counts=counts)
         progress("evaluate", frames.stop, features.frames.count)
     return counts

@@ -1,4 +1,4 @@
-"""Score the pool (paper, Step 1): stride-4 logits → uncertainty per patch, in one pass over the frames."""
+"""Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -13,7 +13,8 @@ from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
 from ..network.features import filled as filled_up
 from ..network.fold import for_scoring
-from ..network.model import DeepLabV3Plus, Upsampling
+from ..network.interface import Network, Upsampling
+from ..network.model import DeepLabV3Plus
 from ..network.windows import along
 from ..timing import Progress, no_progress
 from .sampling import mutual_information
@@ -98,7 +99,7 @@ class PatchMaps:
 
 
 @torch.no_grad()
-def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], score: str, backend: Backend,
+def predict(model: Network, features: Features, needs: Collection[str], score: str, backend: Backend,
             progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
             filled: Tensor | None = None, how: How = PLAIN) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
@@ -143,7 +144,7 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
         n = (frames.stop - frames.start) * cells
         held[name][frames.start * cells :][:n] = values[:n]
 
-    means = features.means[features.low_size], features.means[features.high_size]
+    means = features.means[features.logits_size], features.means[features.high_size]
     more = () if plain else (features.mirrored, how, tiles_of(features))
     for frames, given in features.given():
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
@@ -156,21 +157,21 @@ def predict(model: DeepLabV3Plus, features: Features, needs: Collection[str], sc
     return Predictions.of(held)
 
 
-def predict_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
+def predict_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
                   wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None = None) -> list[Tensor]:
     """What of `BASE` is wanted of a batch, in that order; matrices from `Features`, ``filled`` of its patches."""
     if wanted == ("features",):
         with backend.autocast():
             return [patch_means(maps_of(model, given)[1], *high)]
-    return base_of(*logits_of(model, given, up, backend), low, high, grid, wanted, score, filled)
+    return base_of(*logits_of(model, given, up, backend), low, high, grid, wanted, score, filled, model.align_corners)
 
 
 def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, wanted: Collection[str], score: str,
-            filled: Tensor | None) -> list[Tensor]:
+            filled: Tensor | None, align_corners: bool) -> list[Tensor]:
     """What of `BASE` is wanted, in that order."""
     found = []
     if "score" in wanted:
-        found.append(mean_scores(logits, grid, score, filled, low))
+        found.append(mean_scores(logits, grid, score, filled, low, align_corners))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
@@ -178,35 +179,43 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     return found
 
 
-def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means) -> Tensor:
+def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means,
+                align_corners: bool = True) -> Tensor:
     """Mean score per pixel of each patch, float32 ``[B * cells]``; ``ratio`` at stride 4, and of whole patches."""
     if score == "ratio":
         return patch_means(ratio(logits)[:, None], *low).squeeze(1)
     size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
     if filled is None:
-        return patch_entropy(logits, size, tiling, score=score).flatten() / grid.patch_pixels
-    sums, pixels = patch_entropy(logits, size, tiling, score=score, return_map=True)
+        sums = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners)
+        return sums.flatten() / grid.patch_pixels
+    sums, pixels = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners, return_map=True)
     return filled_means(sums.flatten() / grid.patch_pixels, pixels, grid, filled)
 
 
-def measure_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
+def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
                   wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, mirrored: bool,
                   how: How, tiles: Tiles) -> list[Tensor]:
     """Whatever is wanted of a batch, in that order. The frames come mirrored where ``mirrored`` says so."""
     with backend.autocast():
         maps = maps_of(model, given)
-        inputs = model.decoder.inputs(model.decoder.fused(maps[0], model.aspp(maps[1]), up))
-        logits = model.decoder.classify(inputs)
+        inputs = None  # what the last layer of somebody's network is given, nobody knows
+        if isinstance(model, DeepLabV3Plus):
+            inputs = model.decoder.inputs(model.decoder.fused(maps[0], model.aspp(maps[1]), up))
+            logits: Tensor = model.decoder.classify(inputs)
+        else:
+            logits = model.logits(*maps, up)
     if how.temperature != 1:
         logits = logits.float() / how.temperature
     if mirrored:
         logits = logits.flip(3)
     base = [name for name in BASE if name in wanted]
-    found = dict(zip(base, base_of(logits, maps[1], low, high, grid, wanted, score, filled), strict=True))
+    found = dict(zip(base, base_of(logits, maps[1], low, high, grid, wanted, score, filled, model.align_corners),
+                     strict=True))
     names = [name for name in wanted if name in STATISTICS]
     if names:
         found |= measure(names, logits, inputs, tiles)
     if "bald" in wanted:
+        assert isinstance(model, DeepLabV3Plus)  # `prepare` has refused others
         unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
         found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
     return [found[name] for name in wanted]
@@ -214,12 +223,12 @@ def measure_batch(model: DeepLabV3Plus, given: Given, up: Upsampling, low: Means
 
 def tiles_of(features: Features) -> Tiles:
     """Of the map of logits; brought to the device once."""
-    return _tiles(features.frames.grid, features.low_size, features.frames.device)
+    return _tiles(features.frames.grid, features.logits_size, features.frames.device, features.align_corners)
 
 
 @functools.lru_cache(maxsize=8)
-def _tiles(grid: Grid, size: Size, device: torch.device) -> Tiles:
-    return Tiles.of(grid, size, device)
+def _tiles(grid: Grid, size: Size, device: torch.device, align_corners: bool) -> Tiles:
+    return Tiles.of(grid, size, device, align_corners)
 
 
 def passes(needs: Collection[str], how: How) -> dict[str, int]:
@@ -248,7 +257,7 @@ def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> T
 
 
 @torch.no_grad()
-def patch_maps(model: DeepLabV3Plus, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
+def patch_maps(model: Network, features: Features, ids: Tensor, backend: Backend) -> PatchMaps:
     """Entropy map and prediction of single patches ``ids`` int64 ``[n]`` (host), through the windowed decoder."""
     model.eval()
     cells, windows = features.frames.grid.cells, features.windows

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from ..config import TrainConfig
+from ..network.interface import Network
 
 POLY_POWER = 0.9
 """Of the schedule of that name, as DeepLab has it (Chen et al. 2017, section 4.1)."""
@@ -42,7 +43,7 @@ class MovingMean:
     network stands for itself.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Network, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.live = [value for value in trained_state(model).values() if value.is_floating_point()] if decay else []
         self.mean = [value.detach().clone() for value in self.live]
@@ -70,8 +71,6 @@ class MovingMean:
             torch._foreach_copy_(self.live, values)
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
+def trained_state(model: Network) -> dict[str, Tensor]:
     """What training changes, as it lies in the network: parameters and buffers, but those of a frozen backbone."""
-    frozen = bool(getattr(model, "freeze_backbone", False))
-    return {name: value for name, value in model.state_dict().items()
-            if not (frozen and name.startswith("backbone."))}
+    return {name: value for name, value in model.state_dict().items() if not model.constant(name)}

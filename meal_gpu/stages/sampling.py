@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..machine.backend import Backend
-from ..network.model import DeepLabV3Plus, Upsampling
+from ..network.interface import Upsampling
+from ..network.model import DeepLabV3Plus
 from ..randomness import derive
 
 COSTS = {"last": 0.003, "decoder": 0.37, "all": 0.81}

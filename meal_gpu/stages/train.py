@@ -14,7 +14,7 @@ from ..data.frames import sent
 from ..errors import InputError
 from ..machine.backend import Backend
 from ..network.features import Features
-from ..network.model import DeepLabV3Plus
+from ..network.interface import Network
 from ..network.windows import Windows, along
 from ..timing import Progress, no_progress
 from .recipe import MovingMean, optimiser_of, schedule_of, trained_state
@@ -43,7 +43,7 @@ class History(Generic[S]):
     """After the last epoch."""
 
 
-def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, epochs: int,
+def train(model: Network, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, epochs: int,
           backend: Backend, order: torch.Generator, evaluate: Callable[[], S | None],
           progress: Progress = no_progress) -> History[S]:
     """Adam on the cross-entropy of the labelled pixels, without augmentation or weight decay, unless the config's
@@ -104,7 +104,7 @@ def train(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor,
     return history
 
 
-def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
+def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
                 host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend,
                 stepped: Callable[[], None] = lambda: None) -> Tensor:
     """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
@@ -125,7 +125,7 @@ def train_epoch(model: DeepLabV3Plus, features: Features, ids: Tensor, labels: T
     return losses.mean()
 
 
-def patch_loss(model: DeepLabV3Plus, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
+def patch_loss(model: Network, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
                backend: Backend) -> Tensor:
     """What a step of training descends: the loss of a batch of patches, float32 ``[]``.
 

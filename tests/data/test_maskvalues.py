@@ -64,6 +64,7 @@ def found(tmp_path: Path, given: str | None, *masks: Image.Image | np.ndarray) -
     ([0, 1, 2, 255], "a,b,c", {"class_names": ["a", "b", "c"]}, {0: 0, 1: 1, 2: 2, 255: VOID}),
     ([0, 1, 2, 3], "a,b,c", {"class_names": ["a", "b", "c"], "ignore_index": 3}, {0: 0, 1: 1, 2: 2, 3: VOID}),
     ([0, 1, 2, 255], "a,b", {"mask_values": {"a": 0, "b": 1, "void": [2, 255]}}, {0: 0, 1: 1, 2: VOID, 255: VOID}),
+    ([0, 3], "a,b,c", {"class_names": ["a", "b", "c"], "ignore_index": 3, "absent_classes": "allow"}, {0: 0, 3: VOID}),
     ([0, 255], "a,b", {"mask_values": {"a": 0, "b": 255}}, {0: 0, 255: 1}),
     ([7, 11, 26], "a,b,c", {"mask_values": {"a": 7, "b": 11, "c": 26}}, {7: 0, 11: 1, 26: 2}),
     ([7, 11, 26], "a=26,b=7", {"mask_values": {"a": 26, "b": 7, "void": [11, 255]}}, {26: 0, 7: 1, 11: VOID}),
@@ -145,6 +146,7 @@ def test_colours_that_are_named(tmp_path):
     ("a,b", [coloured(pick([0, 1]), [RED, BLUE])], r"#0000c8, #c80000.*cannot be told by names alone"),
     ("a=#ff0000,b=#00ff00", [pick([0, 1])], r"gives colours, and the masks hold the values 0, 1"),
     ("a,b", [pick([0, 4, 9])], r"The masks hold 3 values, 0, 4, 9, and --classes has 2 names"),
+    ("a,b,c", [pick([0, 1, 3])], r"The masks hold 3 values, 0, 1, 3, and --classes has 3 names"),  # 3: c, or void?
     (None, [pick([0])], r"The masks hold the one value 0"),
     (None, [coloured(pick([0]), [RED])], r"have the one colour \[200, 0, 0\]"),
     (None, [pick(list(range(100)))], r"hold 100 different values, which are hardly classes"),

@@ -73,7 +73,8 @@ class Waiting:
 
 
 @pytest.fixture
-def waiting(tmp_path) -> Waiting:
+def waiting(tmp_path, monkeypatch) -> Waiting:
+    monkeypatch.setattr("meal_gpu.records.secrets.token_hex", lambda n: "feedface" * (n // 4))  # for `exports`
     draw, truth = np.random.default_rng(0), {}
     (tmp_path / "images").mkdir()
     for name in ("a", "b", "c"):

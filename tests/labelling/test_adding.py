@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from annotators import TOOLS, index_folder, label_studio, segmentation_masks, windows
 from PIL import Image
 
@@ -232,6 +233,22 @@ def test_dropped_masks_may_have_the_size_of_window_patch_or_network(waiting):
     Image.fromarray(np.zeros_like(painted)).save(masks / f"{first['id']}.png")
     assert not waiting.labels()[0].any()
     assert read_journal(waiting.seed)[-1].revision == 2
+
+
+def test_labels_are_read_where_nothing_can_be_written(waiting, tmp_path):
+    """A run that is finished may be exported from a disk that is read only."""
+    assert waiting.add(label_studio(waiting.folder, waiting.truth, tmp_path))[0] == 0
+    labels, folders = waiting.labels(), [path for path in waiting.directory.rglob("*") if path.is_dir()]
+    for lock in list(waiting.directory.rglob(".labels.lock*")):
+        lock.unlink()
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        assert torch.equal(waiting.labels(), labels)
+        assert not list(waiting.directory.rglob(".labels.lock*"))
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
 
 
 def test_what_lies_beside_the_masks_is_listed_with_the_nearest_name(waiting):

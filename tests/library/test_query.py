@@ -54,9 +54,10 @@ def other_networks():
     }
 
 
+@pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("name", ["smp Unet", "torchvision deeplabv3", "torchvision lraspp", "transformers SegFormer"])
 @pytest.mark.usefixtures("off_the_path")
-def test_networks_of_other_libraries(name):
+def test_networks_of_other_libraries(name, align):
     """As they come, with random weights: what they return is found, and so is the layer that is named."""
     pytest.importorskip("segmentation_models_pytorch")
     pytest.importorskip("transformers")
@@ -68,7 +69,7 @@ def test_networks_of_other_libraries(name):
             parameter.mul_(20)
     images = inputs(n=3)
     answer = query(network, images, GRID, 4, strategy="meal_ft", features=layer, n_informative=8, batch_size=2,
-                   progress=False)
+                   align_corners=align, progress=False)
     assert network.training
     network.eval()
     caught = {}
@@ -80,12 +81,33 @@ def test_networks_of_other_libraries(name):
         made = caught["out"]
         return made if isinstance(made, torch.Tensor) else made["out"]
 
-    scores, vectors = plain(network, images, SIZE, GRID, maps=maps)
+    scores, vectors = plain(network, images, SIZE, GRID, align=align, maps=maps)
     assert near(answer.scores, scores)
     assert torch.allclose(answer.features.double(), vectors, rtol=1e-4, atol=1e-5)
     best = set(torch.argsort(scores, descending=True, stable=True)[:8].tolist())
     assert len(set(answer.ids.tolist())) == 4
     assert set(answer.ids.tolist()) <= best
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("stride", [1, 4, 8])
+@pytest.mark.usefixtures("off_the_path")
+def test_a_segformer_at_every_stride(stride, align):
+    """As its own are (4), pooled (8), and interpolated to the image by whoever uses it (1)."""
+    pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    network = other_networks()["transformers SegFormer"][0]().eval()
+    with torch.no_grad():
+        network.decode_head.classifier.weight.mul_(30)
+
+    def strided(x):
+        logits = network(x).logits
+        return {1: F.interpolate(logits, SIZE, mode="bicubic"), 4: logits, 8: F.avg_pool2d(logits, 2)}[stride]
+
+    answer = query(strided, inputs(n=3), GRID, 4, strategy="entropy", align_corners=align, progress=False)
+    expected, _ = plain(strided, inputs(n=3), SIZE, GRID, align=align)
+    assert near(answer.scores, expected)
+    assert answer.ids.tolist() == torch.argsort(expected, descending=True, stable=True)[:4].tolist()
 
 
 @pytest.mark.parametrize("strategy", ["random", "entropy", "meal", "meal_ft"])

@@ -268,3 +268,13 @@ def test_the_first_kernel_call_leaves_pytorchs_threads_alone():
     done = subprocess.run([sys.executable, "-c", THREADS], check=True, stdout=subprocess.PIPE, text=True,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"})
     assert done.stdout.split() == ["1", "1"]
+
+
+def test_an_operation_without_an_order_is_told_in_a_sentence():
+    values = torch.zeros(3)
+    with (pytest.raises(InputError, match=r"cannot be trained .* \(.*put_.*\): use model\.deterministic: false"),
+          arithmetic.repeatable(True)):
+        values.put_(torch.tensor([0, 0]), torch.ones(2))
+    with pytest.raises(RuntimeError, match="something else"), arithmetic.repeatable(True):
+        raise RuntimeError("something else")
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,6 +1,9 @@
 """``meal-gpu predict``: masks at the images' own sizes, by the network and in the way in which the run was trained."""
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +215,22 @@ def test_who_is_interrupted_calls_again(plain, tmp_path, monkeypatch):
         np.testing.assert_array_equal(masks(out)[name], mask)
     predict(plain, folder, out, overlays=True)  # asked for later: the masks are made again for them
     assert len(list((out / "overlays").iterdir())) == 6
+
+
+def test_who_is_killed_leaves_whole_masks(plain, tmp_path):
+    folder, out = others(tmp_path, *[(600, 800)] * 12), tmp_path / "out"
+    call = [sys.executable, "-m", "meal_gpu.cli", "predict", str(plain), "--images", str(folder), "--out", str(out)]
+    with subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(list((out / "masks").glob("new_*.png"))) < 2:
+            time.sleep(0.005)
+        process.kill()
+    there = masks(out)  # each can be read, whatever moment it was
+    assert len(there) >= 2
+    told = predict(plain, folder, out)
+    assert told[-1].startswith("Values") or "Left out" in told[-1]
+    assert [mask.shape for mask in masks(out).values()] == [(600, 800)] * 12
+    for name, mask in there.items():
+        np.testing.assert_array_equal(masks(out)[name], mask)
 
 
 def test_nothing_of_others_is_overwritten(plain, tmp_path):

@@ -58,6 +58,15 @@ def test_bad_networks_are_told_in_one_sentence(network, said):
     assert torch.equal(images, before)
 
 
+def test_a_function_around_a_module_in_training_mode():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4)).train()
+    with pytest.raises(InputError, match=r"a batch-norm in training mode, which fails on a batch of one: give the mod"):
+        query(lambda x: network(x).expand(-1, -1, 8, 12), inputs(n=3), GRID, 2, strategy="entropy", batch_size=2,
+              progress=False)
+    answer = query(network.eval(), inputs(n=3), (1, 1), 2, strategy="entropy", batch_size=2, progress=False)
+    assert len(answer.ids) == 2
+
+
 def test_parameters_on_two_devices():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, device="meta"))
     with pytest.raises(InputError, match="parameters are on cpu and meta"):

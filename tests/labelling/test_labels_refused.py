@@ -82,6 +82,7 @@ LABEL_STUDIO = {
     "corners": (lambda t: region(t).update(type="polygonlabels", value={"points": [[0, 0], [1, 1]],
                                                                         "polygonlabels": ["road"]}), "2 corners"),
     "no result": (lambda t: t[0]["annotations"][0].update(result=None), "no list of regions"),
+    "no text": (lambda t: t[0].update(id="\ud800\x1b[2J", data={}), "\\ud800\\x1b[2J"),
     "no annotations": (lambda t: t[0].update(annotations={}), "no list of objects"),
 }
 
@@ -318,7 +319,8 @@ def test_links_are_not_followed(waiting, tmp_path, refused):
         waiting.labels()
 
 
-@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "..\\out.png", "C:/out.png"])
+@pytest.mark.parametrize("name", ["../out.png", "/tmp/out.png", "a/../../out.png", "..\\out.png", "C:/out.png",
+                                  "a\x1b[2J.png"])
 def test_zips_that_lead_out(waiting, tmp_path, refused, name):
     with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"x")
@@ -397,3 +399,10 @@ def test_skipping_what_nobody_asked_for(waiting):
     code, said = waiting.call("labels", "skip", waiting.directory, "r00-0099-00000000")
     assert code == 2
     assert "which no query of this run has" in said
+
+
+def test_names_that_are_no_text_are_kept_all_the_same(waiting, tasks, tmp_path):
+    """Half a surrogate pair is JSON and no UTF-8."""
+    tasks[0]["annotations"][0]["completed_by"] = "\ud800"
+    assert waiting.add(export(tmp_path, tasks))[0] == 0
+    assert read_journal(waiting.seed)[0].annotator
