@@ -96,9 +96,10 @@ def skip(directory: Path, items: Sequence[str], overrides: Sequence[str] = ()) -
 def push(directory: Path, url: str, overrides: Sequence[str] = ()) -> list[str]:
     """Send to a Label Studio server what nobody has labelled and it does not have; lines for people."""
     run = Labelled.open(directory, overrides)
-    name, standing = run_name(directory), run.standing()
     server = Server(url, token())
-    number, sent, notes = send(standing, server, name, f"meal-gpu {directory.name}", run.config.query.annotators)
+    with exclusive(run.seed_directory):  # two at once would send everything twice
+        number, sent, notes = send(run.standing(), server, run_name(directory), f"meal-gpu {directory.name}",
+                                   run.config.query.annotators)
     return [f"{sent} tasks sent to {server.url}/projects/{number}." if sent else
             f"{server.url}/projects/{number} has all tasks that are not labelled yet.", *notes,
             f"When people have labelled: meal-gpu labels pull {shlex.quote(str(directory))} --label-studio {url}"]

@@ -23,6 +23,8 @@ from .query import Query
 from .standing import Rule, Standing
 
 VARIABLE = "LABEL_STUDIO_TOKEN"
+AT_ONCE_BYTES = 2**25
+"""Of tasks in one call; their images are inside."""
 _SECONDS = 120
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _log = logging.getLogger("meal_gpu")
@@ -69,7 +71,20 @@ class Server:
                                                  "label_config": config}))
 
     def send(self, project: int, tasks: Sequence[dict[str, Any]]) -> None:
-        self._call(f"/api/projects/{project}/import?return_task_ids=true", list(tasks))
+        """In parts: a server takes 250 MB at once by default."""
+        part, size = list[dict[str, Any]](), 0
+        for task in tasks:
+            length = len(json.dumps(task))
+            if part and size + length > AT_ONCE_BYTES:
+                self._import(project, part)
+                part, size = [], 0
+            part.append(task)
+            size += length
+        if part:
+            self._import(project, part)
+
+    def _import(self, project: int, tasks: list[dict[str, Any]]) -> None:
+        self._call(f"/api/projects/{project}/import?return_task_ids=true", tasks)
 
     def export(self, project: int) -> bytes:
         """All tasks, those without an annotation too."""

@@ -119,6 +119,13 @@ def test_a_personal_token_is_changed_for_a_short_one(waiting, server, monkeypatc
     assert {authorization for _, _, authorization in server.seen[1:]} == {"Bearer a-short-one"}
 
 
+def test_many_tasks_go_in_parts_and_in_their_order(waiting, server, monkeypatch):
+    monkeypatch.setattr("meal_gpu.labelling.server.AT_ONCE_BYTES", 1)
+    assert call(waiting, server, "push")[0] == 0
+    assert sum("/import" in path for _, path, _ in server.seen) == 3
+    assert [task["data"]["rank"] for task in server.tasks[1]] == [1, 2, 3]
+
+
 def test_an_interface_that_was_changed_is_said(waiting, server):
     assert call(waiting, server, "push")[0] == 0
     server.projects[0]["label_config"] = server.projects[0]["label_config"].replace("road", "street")
