@@ -81,6 +81,8 @@ _INDICES = "uint8[:,:,::1], int64[::1], int64[::1], int64, int64"
 _SIGNATURES = {_runs: "int64[::1](int64[::1], int64, int64)",
                _copy: f"void({_INDICES}, uint8[:,:,::1])",
                _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])"}  # fmt: skip
+READING = (_runs, _normalise)
+"""Of these what a pass over images calls."""
 
 
 @cache

@@ -95,7 +95,7 @@ def test_the_demo_says_who_won(meal_gpu, tmp_path):
     assert code == 0, err
     assert "random (1 of 2)" in out
     assert "meal (2 of 2)" in out
-    (won,) = re.findall(r"(?:\w+ won against \w+:|Random and MEAL end).*", " ".join(out.split()))
+    (won,) = re.findall(r"(?:\w+ (?:won against|ended ahead of) \w+:|Random and MEAL end).*", " ".join(out.split()))
     assert "may be noise" in won
     assert "<title>Random and MEAL on demo scenes" in (tmp_path / "out" / "report.html").read_text()
     (tmp_path / "out" / "meal" / "seed-0" / "rounds.jsonl").unlink()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..kernels import confusion_cpu, entropy_cpu
+from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
 
 _log = logging.getLogger("meal_gpu")
 
@@ -20,6 +20,8 @@ def warm_up(device: torch.device, scores: bool, embeds: bool, placing: bool) -> 
     """
     steps: list[Callable[[], object]] = []
     if device.type == "cpu":
+        # First what is needed first: numba compiles one thing at a time, and whoever needs another waits for it.
+        steps += [functools.partial(cut_cpu.kernel, part) for part in cut_cpu.READING]
         steps.append(confusion_cpu.kernel)
         if scores:
             steps.append(entropy_cpu.kernel)

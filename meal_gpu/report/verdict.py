@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from .compare import paired
 from .runs import Run
-from .summary import labels, spread
+from .summary import labels
 from .words import setting
 
 
 def verdict(runs: Sequence[Run]) -> str | None:
     """The best of finished runs that differ in their strategies alone, against the next; None where there are no two.
 
-    By the mIoU of the last epoch of the last round, which nobody chose, and on the seeds that both have.
+    By the mIoU of the last epoch of the last round, which nobody chose, and on the seeds that both have. Nobody has won
+    where the interval of the difference, by Student's t over seeds, holds zero.
     """
     racing = [(run, name) for run, name in zip(runs, labels(runs), strict=True)
               if run.finished and not run.supervised and run.dataset.n_val_images]
@@ -26,9 +28,10 @@ def verdict(runs: Sequence[Run]) -> str | None:
     ahead = [a[-1] - b[-1] for a, b in zip(best, other, strict=True)]
     rounds = [sum(a[1:]) / len(a[1:]) - sum(b[1:]) / len(b[1:]) for a, b in zip(best, other, strict=True) if a[1:]]
     over = f"the mean of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    gap, patches = spread(ahead), racing[0][0].seeds[0].rounds[-1].n_labelled
-    assert gap is not None
-    text = (f"{first} won against {second}: {sum(a[-1] for a in best) / len(seeds):.3f} to "
+    gap, patches = paired([a[-1] for a in best], [b[-1] for b in other]), racing[0][0].seeds[0].rounds[-1].n_labelled
+    apart = gap.low is not None and gap.low > 0
+    how = "won against" if apart else "ended ahead of"
+    text = (f"{first} {how} {second}: {sum(a[-1] for a in best) / len(seeds):.3f} to "
             f"{sum(b[-1] for b in other) / len(seeds):.3f} mIoU, {gap.mean:+.3f}, with {patches:,} labelled patches "
             f"(last epoch, {over}).")
     if gap.mean == 0:
@@ -37,11 +40,11 @@ def verdict(runs: Sequence[Run]) -> str | None:
         mean = sum(rounds) / len(rounds)
         text += (f" On average over the rounds of queries {first} was {abs(mean):.3f} "
                  f"{'ahead' if mean >= 0 else 'behind'}.")
-    if gap.std is None:
+    if gap.low is None or gap.high is None:
         return f"{text} One run each: a difference like this may be noise."
-    each, known = ", ".join(f"{value:+.3f}" for value in ahead), gap.std / len(seeds) ** 0.5
-    noise = ", so this may be noise" if abs(gap.mean) < 2 * known else ""
-    return f"{text} By seed: {each}. The mean of {len(seeds)} seeds is known to about ± {known:.3f}{noise}."
+    each = ", ".join(f"{value:+.3f}" for value in ahead)
+    holds = "" if apart else ", which holds zero: so few seeds do not tell them apart"
+    return f"{text} By seed: {each}. 95 % interval of the difference: {gap.low:+.3f} to {gap.high:+.3f}{holds}."
 
 
 def _curve(run: Run, seed: int) -> list[float | None]:
