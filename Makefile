@@ -31,7 +31,7 @@ build/labelstudio/bin/label-studio:
 	build/labelstudio/bin/pip install --quiet 'label-studio==1.23.*'
 
 test-labelstudio: $(VENV)/.test build/labelstudio/bin/label-studio
-	$(BIN)/python -m pytest -m labelstudio tests/labelling/test_label_studio_server.py
+	$(BIN)/python -m pytest -m labelstudio tests/labelling
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -95,7 +95,7 @@ def is_export(held: object) -> bool:
 
 def read(held: list[Any], book: Book, where: str, overlap: Overlap) -> Answers:
     """Raises `InputError`, naming task and item, for whatever is not as it went out."""
-    answers, drafts, empty = Answers(TOOL), 0, 0
+    answers, drafts, empty, thin = Answers(TOOL), 0, 0, list[str]()
     for task in held:
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
             raise InputError(f"{where} is no JSON export with annotations (JSON-MIN, perhaps): {_WRONG}.")
@@ -114,8 +114,11 @@ def read(held: list[Any], book: Book, where: str, overlap: Overlap) -> Answers:
             raise InputError(f"{at}: its annotations are no list of objects. Export the project again.")
         drafts += not made and bool(task.get("drafts"))
         empty += not made and not task.get("drafts")
-        answers.found += _newest([_answer(one, asked, f"{at}, item {asked[1].id}", overlap) for one in made])
+        answers.found += _newest([_answer(one, asked, f"{at}, item {asked[1].id}", overlap, thin) for one in made])
     once(answers.found, where)
+    if thin:
+        answers.notes.append(f"{len(thin)} brush strokes cover no pixel by more than half, and count as nothing "
+                             f"({thin[0]}): zoom in, or take a larger brush.")
     if drafts:
         answers.notes.append(f"{drafts} tasks have a draft and nothing submitted: drafts are not labels. Submit them.")
     if empty:
@@ -133,7 +136,8 @@ def _newest(answers: list[Answer]) -> list[Answer]:
     return list(found.values())
 
 
-def _answer(made: dict[str, Any], asked: Asked, at: str, overlap: Overlap) -> Answer:
+def _answer(made: dict[str, Any], asked: Asked, at: str, overlap: Overlap, thin: list[str]) -> Answer:
+    """``thin`` gets where regions are that somebody painted and that have no pixel."""
     by = made.get("completed_by")
     who = by.get("email") or by.get("id") if isinstance(by, dict) else by
     lead = made.get("lead_time")
@@ -152,6 +156,8 @@ def _answer(made: dict[str, Any], asked: Asked, at: str, overlap: Overlap) -> An
             skipped |= SKIP in _labels(one, "choices")
         elif one.get("from_name") != FRAME:
             regions.append(_region(one, asked, f"{at}, region {number}"))
+            if regions[-1].touched and not regions[-1].mask.any():
+                thin.append(f"{at}, region {number}")
     if skipped:
         return Answer(*asked, None, **about)
     return painted(asked, regions, overlap, **about)

@@ -9,6 +9,7 @@ from annotators import TOOLS, index_folder, label_studio, segmentation_masks, wi
 from PIL import Image
 
 from meal_gpu.errors import InputError, LabelsMissingError
+from meal_gpu.labelling import brush
 from meal_gpu.labelling.journal import read_journal
 
 
@@ -87,6 +88,20 @@ def test_a_submitted_prediction_is_a_label_and_skipped_tasks_are_none(waiting, t
     lines = read_journal(waiting.seed)
     assert [line.status for line in lines] == ["labelled", "skipped", "labelled"]
     assert lines[1].labels == ""
+
+
+def test_a_stroke_that_covers_no_pixel_is_said(waiting, tmp_path):
+    """In a browser, a brush of the usual size on a small window: alpha is below a half everywhere."""
+    export = label_studio(waiting.folder, waiting.truth, tmp_path)
+    tasks = json.loads(export.read_text())
+    regions = tasks[1]["annotations"][0]["result"]
+    rle = brush.encode(np.zeros(windows(waiting.folder, waiting.truth)[1][1].shape, bool))
+    regions.append({**regions[-1], "id": "thin", "value": {**regions[-1]["value"], "rle": rle}})
+    export.write_text(json.dumps(tasks))
+    code, said = waiting.add(export)
+    assert code == 0, said
+    assert (f"1 brush strokes cover no pixel by more than half, and count as nothing ({export}: task 2, item "
+            f"{waiting.items[1]['id']}, region {len(regions)}): zoom in, or take a larger brush.") in said
 
 
 def test_parts_are_ignored_and_no_void(waiting, tmp_path, caplog):

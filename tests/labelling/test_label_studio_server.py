@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "build" / "labelstudio" / "bin" / "label-studio"
 EXPORT = Path(__file__).parent / "exports" / "label-studio-1.json"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
+USER, PASSWORD = "owner@example.org", "Meal-gpu-1234"
 LABELLED, SKIPPED, AS_PREDICTED = 0, 1, 2
 """What becomes of the three tasks."""
 
@@ -40,7 +41,7 @@ def url(tmp_path_factory):
     with (place / "log").open("wb") as log:
         server = subprocess.Popen(
             [PROGRAM, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port), "--data-dir", place,
-             "--username", "owner@example.org", "--password", "Meal-gpu-1234", "--user-token", TOKEN,
+             "--username", USER, "--password", PASSWORD, "--user-token", TOKEN,
              "--enable-legacy-api-token"], env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True)
     try:
         found = f"http://127.0.0.1:{port}"
@@ -57,11 +58,17 @@ def url(tmp_path_factory):
         server.wait()
 
 
-def api(url: str, path: str, body: object = None) -> object:
+def api(url: str, path: str, body: object = None, method: str | None = None) -> object:
     request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(), {
-        "Authorization": f"Token {TOKEN}", "Content-Type": "application/json"})
+        "Authorization": f"Token {TOKEN}", "Content-Type": "application/json"}, method=method)
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
+        return json.loads(answer.read() or b"null")
+
+
+def empty(url: str) -> None:
+    """The runs of these tests have one name."""
+    for project in api(url, "/api/projects/?page=1&page_size=100")["results"]:
+        api(url, f"/api/projects/{project['id']}/", method="DELETE")
 
 
 def answered(tasks: list[dict], made: list[dict]) -> list[dict]:
@@ -91,6 +98,7 @@ def check(waiting, said: str) -> None:
 @pytest.mark.timeout(1200)
 def test_there_and_back(waiting, url, tmp_path, monkeypatch):
     monkeypatch.setenv("LABEL_STUDIO_TOKEN", TOKEN)
+    empty(url)
     code, said = waiting.call("labels", "push", waiting.directory, "--label-studio", url)
     assert (code, "3 tasks sent to" in said) == (0, True), said
     project = int(said.split("/projects/")[1].split(".")[0])
