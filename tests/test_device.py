@@ -8,6 +8,7 @@ query, runs on the CPU, with every call counted that would stop a GPU.
 import dataclasses
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -201,18 +202,19 @@ def test_the_tail_of_an_evaluation_moves_little(context, frame, where, monkeypat
     """From logits to counts, 512 x 1024 and 19 classes in bfloat16: 3 MB an image, 4 launches a batch (146 MB and 15,
     before there was a kernel). Four images in two batches."""
     backend, grid, (height, width) = tiny_backend(torch.bfloat16), Grid(4, 4, 512, 1024), frame
-    n = 2 * grid.per_image(context)
+    n, windows = 2 * grid.per_image(context), tiny_model(19).windows
     with FakeTensorMode():
         logits = torch.empty(n, 19, height // 4, width // 4, dtype=torch.bfloat16, device=CUDA)
         monkeypatch.setattr("meal_gpu.stages.evaluate.logits_of", lambda model, given, up, backend: (logits, None))
         monkeypatch.setattr("meal_gpu.stages.evaluate.for_scoring", lambda model, backend: model)
         frames = HeldFrames.of(torch.empty(4, 512, 1024, 3, dtype=torch.uint8, device=CUDA), grid, context, CUDA)
         maps = torch.empty(2 * n, 1, 1, 1, device=CUDA)
-        features = Features(frames, backend, (height // 4, width // 4), (height // 16, width // 16), n, (maps, maps))
+        low, high = (height // 4, width // 4), (height // 16, width // 16)
+        features = Features(frames, backend, low, high, low, windows, n, cache=(maps, maps))
         features.upsampling  # noqa: B018
         masks = HeldFrames.of(torch.empty(4, 512, 1024, dtype=torch.uint8, device=where), grid, context, CUDA)
         with Traffic() as traffic:
-            counts = confusion(None, features, masks, 19, backend)
+            counts = confusion(SimpleNamespace(align_corners=True), features, masks, 19, backend)
     assert counts.shape == (19, 19)
     assert traffic.launches <= 2 * 4
     assert traffic.launches == 1 + 2 * (1 if (context, where) == ("image", "cuda") else 2)
