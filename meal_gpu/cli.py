@@ -71,7 +71,7 @@ attach_folders(app)
 def demo(out: Annotated[Path, typer.Option(parser=expand, metavar="DIR", help="Directory of the runs; called again, "
                                            "what is missing is done.")] = Path("runs/demo"),
          set_: SetOption = None) -> None:
-    """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a few minutes."""
+    """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a minute or two."""
     from .report.verdict import verdict
 
     runs = _sweep("demo_compared", out, set_, workers=0)

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ import torch
 
 from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
 
+SWITCH_S = 2e-4
 _log = logging.getLogger("meal_gpu")
 
 
@@ -35,10 +37,17 @@ def warm_up(device: torch.device, scores: bool, embeds: bool, placing: bool) -> 
 
 
 def _take(steps: list[Callable[[], object]]) -> None:
-    for step in steps:
-        if not threading.main_thread().is_alive():  # the process ends
-            return
-        try:
-            step()
-        except Exception as error:  # whoever needs it will do it, or say what is wrong
-            _log.debug("not compiled ahead: %s", error)
+    # Compiling is Python from end to end, and whoever trains meanwhile asks for the interpreter after each operation:
+    # by default it is handed over after 5 ms at the earliest, which is longer than most operations.
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        for step in steps:
+            if not threading.main_thread().is_alive():  # the process ends
+                return
+            try:
+                step()
+            except Exception as error:  # whoever needs it will do it, or say what is wrong
+                _log.debug("not compiled ahead: %s", error)
+    finally:
+        sys.setswitchinterval(before)
