@@ -222,8 +222,8 @@ def test_options_in_the_text_exist():
             name, *words = span.split()
             assert name in commands, f"{page.name}: meal-gpu {span}"
             command = commands[name]
-            if name == "bench":
-                command = command.commands.get(words[0] if words else "", command.commands["round"])
+            if hasattr(command, "commands"):  # `meal-gpu bench CONFIG` is a round of it
+                command = command.commands.get(words[0] if words else "", command.commands.get("round", command))
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
             assert {word for word in words if word.startswith("--")} <= known, f"{page.name}: meal-gpu {span}"
 
