@@ -3,7 +3,8 @@
 PyTorch computes with OpenMP, whose threads wait for the next piece of work by asking for it, over and over, and keep
 their core busy meanwhile. On cores that anything else uses, whoever is waited for does not get to run: on two cores
 under a load of 3, a small run's training took 69 s so, 18 to 20 s with threads that sleep, 12 to 19 s with one thread.
-On cores of its own a round of 40 CamVid images took 20 s asking and 24 s asleep: a little is paid for never losing much.
+On cores of its own a round of 40 CamVid images took 20 s asking and 24 s asleep: a little is paid, so as never to lose
+much.
 """
 
 import os
