@@ -16,9 +16,18 @@ class LabelsMissingError(Exception):
         self.directory, self.missing, self.wanted = directory, missing, wanted
         self.beside = tuple(beside)
         """What lies there and was not asked for, in words."""
-        more = f" and {len(beside) - 5} more" if len(beside) > 5 else ""
-        told = f". Not asked for, and there: {', '.join(beside[:5])}{more}" if beside else ""
+        told = f". Not asked for, and there: {and_more(beside)}" if beside else ""
         super().__init__(f"{missing} of {wanted} masks are missing in {directory}{told}")
+
+
+def and_more(names: Sequence[str], most: int = 5) -> str:
+    """``a, b and 3 more``: the first names, and how many there are beside."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def and_so_on(names: Sequence[str]) -> str:
+    """``a, b, c, d, e, ...``, where the number is said elsewhere."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def all_of(problems: Sequence[InputError], total: int, what: str) -> InputError:

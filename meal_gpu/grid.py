@@ -13,6 +13,12 @@ Size = tuple[int, int]
 """(height, width)"""
 
 
+def box_around(mask: np.ndarray) -> Box:
+    """The least box ``(y0, x0, y1, x1)`` that holds what is true in a mask, bool ``[H, W]``, that is not empty."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1
+
+
 @dataclass(frozen=True)
 class Grid:
     """``rows`` × ``cols`` equal patches on images of ``height`` × ``width`` pixels.

@@ -22,7 +22,7 @@ from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine, note_pool, order_of
 from .errors import InputError
 from .files import own_directory, remove_leftovers
-from .labelling.journal import JOURNAL, accept_journal
+from .journal import JOURNAL, accept_journal
 from .labelling.people import PeopleOracle
 from .locks import locked
 from .paths import expand, nearest, settle_home
@@ -201,6 +201,13 @@ def accept_edited(directory: Path) -> None:
         for name in changed:
             _log.warning("%s: %s was edited since it was written. It is taken as it is, and reports of this run say "
                          "so.", directory, name)
+
+
+def seed_of(config: Config, asked: int | None) -> int:
+    """A seed of a run, by default its first. Raises `InputError` for one that it does not have."""
+    if asked is not None and asked not in config.seeds:
+        raise InputError(f"--seed is {asked}, and the seeds of this run are {', '.join(map(str, config.seeds))}.")
+    return config.seeds[0] if asked is None else asked
 
 
 def default_directory(config: Config) -> Path:

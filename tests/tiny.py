@@ -71,6 +71,14 @@ def stir_norms(model: torch.nn.Module, seed: int = 0) -> None:
                 module.bias.copy_(torch.randn(n, generator=draw) * 0.3 + 0.2)
 
 
+def stirred_model(num_classes: int = 5, seed: int = 1) -> DeepLabV3Plus:
+    """A network in eval mode whose head's batch-norms have statistics of their own."""
+    model = tiny_model(num_classes, seed).eval()
+    stir_norms(model.aspp)
+    stir_norms(model.decoder)
+    return model
+
+
 def noise(n: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     """uint8 ``[n, H, W, 3]``"""
     return torch.randint(0, 256, (n, height, width, 3), generator=torch.Generator().manual_seed(seed),

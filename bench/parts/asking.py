@@ -5,7 +5,6 @@ network, on pools that a mapped file holds; it must not grow with the pool.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from meal_gpu.timing import no_progress
 from ..baselines.entropy import plain_loop
 from ..result import Result, Stage, Times, WrongResultError, baseline, stage
 from ..timing.measure import CPU, Calibration, Effort, interleaved
-from ..timing.memory import Peak, peak
+from ..timing.memory import alone, peak
 from ..timing.roofs import card, measure_roofs
 
 MAX_ERROR = 1e-5
@@ -141,11 +140,9 @@ def _whole_call(n: int, size: Size) -> Stage:
             images[i] = np.random.default_rng(i).integers(0, 256, images.shape[1:], np.uint8)
         images.flush()
         del images
-        done = subprocess.run([sys.executable, "-m", "meal_gpu.bench.parts.asking", str(file)], check=True,
-                              stdout=subprocess.PIPE, text=True)
-    seconds, before, highest = json.loads(done.stdout.splitlines()[-1])
-    return Stage(name=f"call {n}", items=n, unit="images", times=Times(seconds=(seconds,)),
-                 peak=Peak(highest, highest - before, None, "VmHWM"), note="a whole call, network included; once")
+        seconds, added = alone("meal_gpu.bench.parts.asking", str(file))
+    return Stage(name=f"call {n}", items=n, unit="images", times=Times(seconds=(seconds,)), peak=added,
+                 note="a whole call, network included; once")
 
 
 def _call(file: str) -> tuple[float, int, int]:

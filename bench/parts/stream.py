@@ -5,7 +5,6 @@ the memory of the process: it must not grow with the number of images.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from meal_gpu.planning.roofline import Roofs
 
 from ..result import Result, Stage, Times
 from ..subjects.cityscapes import write
-from ..timing.memory import Peak
+from ..timing.memory import alone
 from ..timing.roofs import card
 
 
@@ -34,11 +33,8 @@ def run(root: Path, counts: Sequence[int], size: Size, budget_gb: float, tell: C
         for name in ("ingest", "score"):
             tell(f"{name} of {n} images")
             job = {"name": name, "root": str(data), "size": size, "budget_gb": budget_gb}
-            done = subprocess.run([sys.executable, "-m", "meal_gpu.bench.parts.stream", json.dumps(job)], check=True,
-                                  stdout=subprocess.PIPE, text=True)
-            seconds, before, highest = json.loads(done.stdout.splitlines()[-1])
-            stages.append(Stage(name=f"{name} {n}", items=n, unit="images", times=Times(seconds=(seconds,)),
-                                peak=Peak(highest, highest - before, None, "VmHWM")))
+            seconds, peak = alone("meal_gpu.bench.parts.stream", json.dumps(job))
+            stages.append(Stage(name=f"{name} {n}", items=n, unit="images", times=Times(seconds=(seconds,)), peak=peak))
     highest = ", ".join(f"{one.name} {(one.peak.host_bytes or 0) / 1e9:.2f} GB" for one in stages)
     return Result(part="stream", subject=f"a pool of {size[0]} x {size[1]} pixels under a budget of {budget_gb} GB",
                   settings={"counts": list(counts), "size": list(size), "budget_gb": budget_gb}, machine=card(),

@@ -1,5 +1,8 @@
 """The highest memory that a stage takes, on the host and on the device."""
 
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +79,17 @@ def _sampled() -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
+
+
+def alone(module: str, job: str) -> tuple[float, Peak]:
+    """Seconds and memory of what a module does with ``job`` in a process of its own.
+
+    Its last line is JSON: seconds, bytes that were resident when everything was imported and nothing begun, and at the
+    highest. Raises `CalledProcessError` where it fails.
+    """
+    done = subprocess.run([sys.executable, "-m", module, job], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, before, highest = json.loads(done.stdout.splitlines()[-1])
+    return seconds, Peak(highest, highest - before, None, "VmHWM")
 
 
 def resident(key: str) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataConfig
-from ..errors import InputError
+from ..errors import InputError, and_so_on
 from ..machine.backend import find_loader
 from ..timing import Progress, no_progress
 from .build import Plan, alone, build, writing
@@ -67,7 +67,7 @@ def changed(dataset: Dataset, data: DataConfig) -> list[str]:
     said = changes(before, plan.names)
     if other:
         said.append(f"{len(other)} {'images have' if len(other) > 1 else 'image has'} other files: "
-                    f"{', '.join(other[:5])}{', ...' if len(other) > 5 else ''}.")
+                    f"{and_so_on(other)}.")
     return [f"Since the store was built: {line}" for line in said]
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 
 from ..errors import InputError, all_of
 from ..grid import Size
-from ..machine.card import usable_cores
 from ..timing import Progress
 from .classes import VOID
 from .datasets import CAMVID, CITYSCAPES
 from .imagefile import Reading, load_mask
 from .maskfile import code, rgb
+from .threads import each
 
 KNOWN = {"CamVid": {code_of: name for name, (r, g, b) in CAMVID.items() for code_of in [r << 16 | g << 8 | b]},
          "Cityscapes": {code_of: name for name, (_, (r, g, b)) in CITYSCAPES.items()
@@ -83,29 +82,19 @@ def parse_classes(given: str) -> list[Meaning]:
 
 def look(files: Sequence[Path], reading: Reading, progress: Progress) -> list[Seen]:
     """Read every mask. Raises one `InputError` for all that are refused."""
-    found, problems = list[Seen](), list[InputError]()
-    with ThreadPoolExecutor(min(32, usable_cores())) as threads:
-        for i, seen in enumerate(threads.map(lambda file: _look(file, reading), files), start=1):
-            if isinstance(seen, InputError):
-                problems.append(seen)
-            else:
-                found.append(seen)
-            progress("look at masks", i, len(files))
+    found, problems = each(files, lambda file: _look(file, reading), "look at masks", progress)
     if problems:
         raise all_of(problems, len(files), "masks")
     return found
 
 
-def _look(file: Path, reading: Reading) -> Seen | InputError:
-    try:
-        values, palette = load_mask(file, in_colour=True, reading=reading)
-    except InputError as error:
-        return error
+def _look(file: Path, reading: Reading) -> Seen:
+    values, palette = load_mask(file, in_colour=True, reading=reading)
     size = (values.shape[0], values.shape[1])
     if values.ndim == 3:
         colours, counts = np.unique(code(values), return_counts=True)
         if len(colours) > _MOST_COLOURS:
-            return InputError(f"{file} has {len(colours):,} colours: it is a photograph, or a lossy or smoothed mask.")
+            raise InputError(f"{file} has {len(colours):,} colours: it is a photograph, or a lossy or smoothed mask.")
         return Seen(size, colours=dict(zip(colours.tolist(), counts.tolist(), strict=True)))
     count = np.bincount(values.ravel(), minlength=256)
     used = {i: int(count[i]) for i in np.flatnonzero(count).tolist()}

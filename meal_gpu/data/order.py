@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, and_so_on
 from ..files import open_object, parse_json, read_own, seal_object, write_atomic
 from .datasets import Dataset, Sample
 
@@ -104,6 +104,5 @@ def changes(before: Collection[str], now: Collection[str]) -> list[str]:
     said = []
     for what, names in (("new", sorted(set(now) - set(before))), ("gone", sorted(set(before) - set(now)))):
         if names:
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            said.append(f"{len(names)} {'images are' if len(names) > 1 else 'image is'} {what}: {listed}.")
+            said.append(f"{len(names)} {'images are' if len(names) > 1 else 'image is'} {what}: {and_so_on(names)}.")
     return said

@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from ..config import DataConfig
 from ..errors import InputError, all_of
 from ..grid import Size
-from ..machine.card import usable_cores
 from ..paths import expand
 from ..timing import Progress, no_progress
 from . import tiff
@@ -20,6 +18,7 @@ from .imagefile import IMAGE_SUFFIXES, Reading
 from .listing import Sample, files_in, is_pattern
 from .maskvalues import Classes, Meaning, classes_of, look, named
 from .sheet import mapped, read_size
+from .threads import each
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,23 +168,7 @@ def _reading(keys: dict[str, Any]) -> Reading:
 
 
 def _read(samples: Sequence[Sample], reading: Reading, progress: Progress) -> tuple[list[Size], list[InputError]]:
-    sizes, problems = list[Size](), list[InputError]()
-
-    def one(sample: Sample) -> Size | InputError:
-        try:
-            return read_size(sample.image, reading)
-        except InputError as error:
-            return error
-
-    with ThreadPoolExecutor(min(32, usable_cores())) as threads:
-        for i, found in enumerate(threads.map(one, samples), start=1):
-            if isinstance(found, InputError):
-                problems.append(found)
-            else:
-                sizes.append(found)
-            if i % 50 == 0 or i == len(samples):
-                progress("look at images", i, len(samples))
-    return sizes, problems
+    return each(samples, lambda sample: read_size(sample.image, reading), "look at images", progress, every=50)
 
 
 def _layout(path: Path) -> tiff.Layout | None:

@@ -9,11 +9,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, all_of
-from ..grid import Box, Size
+from ..grid import Box, Grid, Size
 from .classes import VOID
 from .fit import FILL
 from .imagefile import Reading
@@ -65,6 +66,18 @@ def inside(sample: Sample) -> Box:
     return y0, x0, min(y1, sample.file_size[0]), min(x1, sample.file_size[1])
 
 
+def file_name(sample: Sample) -> str:
+    """Of a tile, its file's."""
+    return sample.name if sample.box is None else sample.name[: sample.name.rindex("_y")]
+
+
+def find(patch: int, grid: Grid, samples: Sequence[Sample]) -> dict[str, Any]:
+    """A patch's image, row, col and box; where that is a tile its file, and the box in the file's pixels."""
+    image, cell = grid.split(patch)
+    place = whereabouts(samples[image], grid.box(cell), (grid.height, grid.width))
+    return {**grid.describe(cell, [samples[image].name]), **place}
+
+
 def whereabouts(sample: Sample, box: Box, size: Size) -> dict[str, object]:
     """Of a box in a tile of ``size``: the file that the tile is cut from, and the box in that file's pixels."""
     if sample.box is None:
@@ -73,7 +86,7 @@ def whereabouts(sample: Sample, box: Box, size: Size) -> dict[str, object]:
     down, across = (y1 - y0) / size[0], (x1 - x0) / size[1]
     place = [y0 + round(box[0] * down), x0 + round(box[1] * across), y0 + round(box[2] * down),
              x0 + round(box[3] * across)]
-    return {"source": sample.name[: sample.name.rindex("_y")] + sample.image.suffix, "source_box": place}
+    return {"source": file_name(sample) + sample.image.suffix, "source_box": place}
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.classes import VOID
 from ..data.listing import Sample
 from ..data.store import compare
-from ..data.tiles import whereabouts
+from ..data.tiles import find
 from ..errors import InputError
 from ..files import own_directory, read_arrays, write_atomic
 from ..grid import Grid
@@ -59,13 +59,6 @@ def results(history: History[Score], class_names: Sequence[str]) -> Record:
 def describe(chosen: Query, grid: Grid, samples: Sequence[Sample]) -> list[Record]:
     """Patches as people and tools find them: id, image, row, col, box, score; of tiles also where in which file."""
     return chosen.records(lambda patch: find(patch, grid, samples))
-
-
-def find(patch: int, grid: Grid, samples: Sequence[Sample]) -> Record:
-    """A patch's image, row, col and box; where that is a tile its file, and the box in the file's pixels."""
-    image, cell = grid.split(patch)
-    place = whereabouts(samples[image], grid.box(cell), (grid.height, grid.width))
-    return {**grid.describe(cell, [samples[image].name]), **place}
 
 
 def ids_of(patches: list[Record]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import Config
 from ..data.order import Order
-from ..errors import InputError
+from ..errors import InputError, and_so_on
 from ..machine.card import card
 from ..network.factory import source
 from ..records import ENVIRONMENT, read_environment, read_rounds, write_environment
@@ -100,18 +100,15 @@ def note_pool(experiment: Experiment, directory: Path) -> None:
     """
     before, now = Order.read(directory), order_of(experiment)
     places = [directory / f"seed-{seed}" for seed in experiment.config.seeds]
-    records = [(record, place) for place in places for record in read_rounds(place)]
+    records = ((record, place) for place in places for record in read_rounds(place))  # read where they are looked at
     if before is None:
         for record, place in records:
             check_same_images(record, experiment.grid, experiment.train.names, place)
     elif names := before.others(now):
         asked = {patch["image"] for record, _ in records for patch in record["queried"] + record["next_query"]}
         labelled = [name for name in names if name in asked]
-        fit = f" Patches of {_some(labelled)} were asked for: see whether their labels still fit." if labelled else ""
+        fit = (f" Patches of {and_so_on(labelled)} were asked for: see whether their labels still fit." if labelled
+               else "")
         _log.warning("%d of the pool's images have other pixels than when the run last went on: %s. Rounds so far were "
-                     "made with those of before.%s", len(names), _some(names), fit)
+                     "made with those of before.%s", len(names), and_so_on(names), fit)
     now.write(directory)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

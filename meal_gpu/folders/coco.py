@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data.classes import VOID
-from ..labelling.coco_runs import encode
+from ..labelling.coco_runs import encode, region
 
 
 def coco(files: Mapping[str, str], mask_of: Callable[[str], np.ndarray], names: Sequence[str]) -> bytes:
@@ -23,13 +23,6 @@ def coco(files: Mapping[str, str], mask_of: Callable[[str], np.ndarray], names: 
                        "labelled": encode(mask != VOID)})
         for index in np.unique(mask[mask != VOID]).tolist():
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": index + 1,
-                                **_region(mask == index), "iscrowd": 0})
+                                **region(mask == index), "iscrowd": 0})
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
-
-
-def _region(mask: np.ndarray) -> dict[str, Any]:
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    x, y = int(cols[0]), int(rows[0])
-    return {"segmentation": encode(mask), "area": int(mask.sum()),
-            "bbox": [x, y, int(cols[-1]) - x + 1, int(rows[-1]) - y + 1]}

@@ -26,14 +26,15 @@ from ..data.classes import VOID
 from ..data.ingest import Stores, ingest
 from ..data.listing import Sample
 from ..data.maskfile import read_classes
+from ..data.tiles import file_name
 from ..errors import InputError
 from ..files import own_directory, sync_directory, write_atomic
-from ..launch import load_resumed, pool_of
+from ..launch import load_resumed, pool_of, seed_of
 from ..machine.backend import resolve
 from ..paths import expand, settle_home
 from ..timing import Progress, no_progress
 from .coco import coco
-from .revealed import Masks, file_name, revealed
+from .revealed import Masks, revealed
 
 CONFIG = "dataset.yaml"
 
@@ -60,9 +61,7 @@ def export(run: Path, out: Path, seed: int | None = None, overrides: list[str] |
     settle_home()
     run, out = expand(run), expand(out)
     config = load_resumed(run, overrides)
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise InputError(f"--seed is {seed}, and the seeds of this run are {', '.join(map(str, config.seeds))}.")
+    seed = seed_of(config, seed)
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there and not empty, and nothing is overwritten: give a new folder as --out.")
     gpu = resolve(config, embeds=False).device.type == "cuda"

@@ -24,11 +24,11 @@ from ..data.imagefile import read_image
 from ..data.ingest import decoder_name
 from ..data.listing import Sample
 from ..data.survey import places
-from ..data.tiles import inside
+from ..data.tiles import file_name, inside
 from ..errors import InputError, all_of
 from ..files import open_object, own_directory, parse_json, read_own, seal_object, write_atomic
 from ..grid import Size
-from ..launch import load_resumed
+from ..launch import load_resumed, seed_of
 from ..machine.backend import Backend, resolve
 from ..network.features import batch_pixels, images_per_batch
 from ..paths import expand, settle_home
@@ -91,9 +91,7 @@ def predict(run: Path, images: Path, out: Path, overlays: bool = False, seed: in
     settle_home()
     run, out = expand(run), expand(out)
     config = load_resumed(run, overrides)
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise InputError(f"--seed is {seed}, and the seeds of this run are {', '.join(map(str, config.seeds))}.")
+    seed = seed_of(config, seed)
     dataset, classes = _opened(config, images), classes_of(config.data)
     _check_apart(out, expand(images))
     backend = resolve(config, embeds=False)
@@ -151,12 +149,8 @@ def _files(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """By a file's name, its tiles or itself."""
     found: dict[str, list[Sample]] = {}
     for sample in samples:
-        found.setdefault(_name(sample), []).append(sample)
+        found.setdefault(file_name(sample), []).append(sample)
     return found
-
-
-def _name(sample: Sample) -> str:
-    return sample.name if sample.box is None else sample.name[: sample.name.rindex("_y")]
 
 
 def _write(job: _Job, progress: Progress) -> Counts:
@@ -167,7 +161,7 @@ def _write(job: _Job, progress: Progress) -> Counts:
     whole: dict[str, tuple[np.ndarray, int]] = {}
     for sample, classes in _predicted(job, [part for parts in todo.values() for part in parts], counts,
                                       len(job.dataset.train)):
-        name = _name(sample)
+        name = file_name(sample)
         if sample.box is None:
             _save(job, sample, classes)
         else:
@@ -230,7 +224,7 @@ def _axes(job: _Job, sample: Sample, size: Size, counts: Counts) -> tuple[Axis, 
 
 
 def _save(job: _Job, sample: Sample, classes: np.ndarray) -> None:
-    name = _name(sample)
+    name = file_name(sample)
     try:
         if job.overlays:
             picture = read_image(sample.image, job.classes.rules(job.config.data).reading)

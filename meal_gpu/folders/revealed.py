@@ -12,11 +12,13 @@ from ..data.datasets import Dataset
 from ..data.ingest import Stores
 from ..data.listing import Sample
 from ..data.maskfile import read_classes
+from ..data.tiles import file_name
 from ..engine.outputs import check_same_labels, ids_of
 from ..errors import InputError
+from ..journal import UNLABELLED, latest
 from ..labelling.places import Place, place
-from ..labelling.query import UNLABELLED, Item
-from ..labelling.standing import Standing, latest
+from ..labelling.query import Item
+from ..labelling.standing import Standing
 from ..launch import oracle_of
 from ..records import read_rounds
 from ..timing import Progress
@@ -36,11 +38,6 @@ class Masks:
     patches: int = 0
     as_made: int = 0
     """Patches whose labels are those that somebody made, at the file's size; the others are enlarged."""
-
-
-def file_name(sample: Sample) -> str:
-    """Of a tile, its file's."""
-    return sample.name if sample.box is None else sample.name[: sample.name.rindex("_y")]
 
 
 def revealed(config: Config, stores: Stores, directory: Path, progress: Progress) -> Masks:

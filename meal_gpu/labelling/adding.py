@@ -13,12 +13,13 @@ from ..data.listing import Sample
 from ..data.rules import Rules
 from ..errors import InputError
 from ..files import remove_leftovers
+from ..journal import JOURNAL
 from ..records import CONFIG, read_config, read_rounds, run_name
+from ..report.people import Effort
 from .agreement import agreement, shared
 from .answers import Answer, Answers
 from .archive import read_file
 from .formats import read_answers, read_content
-from .journal import JOURNAL
 from .query import FOLDER
 from .regions import Overlap
 from .server import Server, token
@@ -152,14 +153,11 @@ def told(news: News, run: Labelled) -> list[str]:
 
 
 def _effort(standing: Standing) -> Iterator[str]:
-    given = [line for lines in standing.lines.values() for line in lines.values() if line.status != "skipped"]
-    times = [line.lead_time for line in given if line.lead_time is not None]
-    if times:
-        yield f"A patch takes {sum(times) / len(times) / 60:.1f} minutes (mean of {len(times)})."
-    predicted = sum(line.pixels.prediction + line.pixels.changed for line in given)
-    if predicted:
-        kept = sum(line.pixels.prediction for line in given)
-        yield f"{100 * kept / predicted:.0f} % of the predicted pixels were left as they are."
+    effort = Effort.of(standing.taken)
+    if effort.mean is not None:
+        yield f"A patch takes {effort.mean / 60:.1f} minutes (mean of {len(effort.seconds)})."
+    if effort.unchanged is not None:
+        yield f"{100 * effort.unchanged:.0f} % of the predicted pixels were left as they are."
 
 
 def _next(standing: Standing, run: Labelled) -> Iterator[str]:

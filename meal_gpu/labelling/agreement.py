@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from ..data.classes import VOID
-from .query import UNLABELLED
+from ..journal import UNLABELLED
 from .standing import Standing
 
 

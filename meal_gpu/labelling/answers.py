@@ -8,7 +8,8 @@ import numpy as np
 
 from ..data.classes import VOID
 from ..errors import InputError, did_you_mean
-from .query import UNLABELLED, Item, Query
+from ..journal import UNLABELLED
+from .query import Item, Query
 from .regions import Overlap, Region, compose
 
 Asked = tuple[Query, Item]

@@ -31,16 +31,15 @@ def write(query: Query, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]
         images.append({"id": number, "file_name": f"{item.id}.png", "height": height, "width": width,
                        "meal_item": item.id, "meal_query": query.query, "meal_run": query.run, "meal_rank": item.rank,
                        "meal_score": item.score})
-        rows, columns = (part.indices(side) for part, side in zip(item.inside, (height, width), strict=True))
         patch = np.zeros((height, width), bool)
         patch[item.inside] = True
-        shapes = [(len(names) - 1, patch, [columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0]])]
+        shapes = [(len(names) - 1, patch)]
         for index, mask in class_masks(item, predictions):
             place = len(query.classes) + 1 if index == VOID else index + 1
-            shapes.append((place, mask, _box(mask)))
-        for category, mask, box in shapes:
+            shapes.append((place, mask))
+        for category, mask in shapes:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0,
-                                "bbox": box, "area": int(mask.sum()), "segmentation": coco_runs.encode(mask)})
+                                **coco_runs.region(mask)})
     return {"info": {"description": f"meal-gpu {query.query}"}, "licenses": [], "categories": categories,
             "images": images, "annotations": annotations}
 
@@ -123,8 +122,3 @@ def _mask(segmentation: object, item: Item, at: str) -> np.ndarray:
         raise InputError(f"{at} cannot be read: {error}. Export it again, with masks as run lengths (RLE).") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{at} cannot be read ({error}). Export it again, with masks as run lengths (RLE).") from None
-
-
-def _box(mask: np.ndarray) -> list[int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1), int(rows[-1] - rows[0] + 1)]

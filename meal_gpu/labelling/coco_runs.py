@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..grid import Size
+from ..grid import Size, box_around
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:
     """``{"size": [H, W], "counts": "..."}`` of a mask, bool ``[H, W]``, as pycocotools writes it."""
     runs = _runs(mask.ravel(order="F"))
     return {"size": [int(side) for side in mask.shape], "counts": _compressed(runs)}
+
+
+def region(mask: np.ndarray) -> dict[str, Any]:
+    """What an annotation says of a mask, bool ``[H, W]``, that is not empty: its box, how large it is, its runs."""
+    y0, x0, y1, x1 = box_around(mask)
+    return {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": int(mask.sum()), "segmentation": encode(mask)}
 
 
 def decode(segmentation: dict[str, Any], size: Size) -> np.ndarray:

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InputError
-from ..grid import Box, Size
+from ..grid import Box, Size, box_around
 
 
 def encode(mask: np.ndarray) -> tuple[list[int], Box]:
     """Run lengths of a mask, bool ``[H, W]``, that is not empty, and the box ``(y0, x0, y1, x1)`` that holds it."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    box = box_around(mask)
     values = mask[box[0] : box[2], box[1] : box[3]].ravel()
     edges = np.flatnonzero(np.diff(values)) + 1
     lengths = [int(length) for length in np.diff(np.concatenate([[0], edges, [len(values)]]))]

@@ -11,13 +11,14 @@ import numpy as np
 
 from ..data.classes import VOID
 from ..data.imagefile import load_mask
-from ..data.maskfile import read_classes
+from ..data.maskfile import code, read_classes
 from ..data.rules import Rules
-from ..errors import InputError, all_of
+from ..errors import InputError, all_of, and_more
+from ..journal import UNLABELLED
 from .answers import Answer, Answers, Asked, Book, index_of, once
 from .archive import Bundle, Folder
 from .cvat import PATCH
-from .query import UNLABELLED, Item, class_rows
+from .query import Item, class_rows
 
 TOOL = "masks"
 CVAT_TOOL = "Segmentation mask 1.1"
@@ -44,7 +45,7 @@ def read(bundle: Bundle, book: Book, rules: Rules) -> Answers:
     once(answers.found, bundle.where)
     beside = [name for name in bundle.names() if name not in names and PurePosixPath(name).name not in TABLES]
     if beside:
-        answers.notes.append(f"Not taken, since only PNG files directly in the folder are masks: {_listed(beside)}.")
+        answers.notes.append(f"Not taken, since only PNG files directly in the folder are masks: {and_more(beside)}.")
     return answers
 
 
@@ -74,9 +75,9 @@ def fitted(labels: np.ndarray, item: Item, where: str) -> np.ndarray:
 
 def _by_colour(pixels: np.ndarray, meaning: Mapping[tuple[int, int, int], int], where: str) -> np.ndarray:
     """uint8 ``[H, W]`` of colours uint8 ``[H, W, 3]``."""
-    codes = pixels[..., 0].astype(np.int32) << 16 | pixels[..., 1].astype(np.int32) << 8 | pixels[..., 2]
+    codes = code(pixels)
     found, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    said = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in found]
+    said = [(one >> 16, one >> 8 & 255, one & 255) for one in found.tolist()]
     unknown = [i for i, colour in enumerate(said) if colour not in meaning]
     if unknown:
         most = max(unknown, key=lambda i: counts[i])
@@ -150,5 +151,3 @@ def _labelmap(content: bytes, where: str) -> dict[tuple[int, int, int], str]:
     return found
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..journal import UNLABELLED
 from ..report.pictures import photo, swatch
 from ..report.style import POLICY, STYLE
-from .query import UNLABELLED, Item, Query
+from .query import Item, Query
 
 _WIDEST = 480
 """Pixels of a picture on the page."""

@@ -14,20 +14,20 @@ from torch import Tensor
 from ..data.classes import VOID
 from ..data.listing import Sample
 from ..data.rules import Rules
-from ..data.tiles import whereabouts
+from ..data.tiles import find
 from ..errors import InputError, LabelsMissingError
 from ..files import own_directory
 from ..grid import Grid
+from ..journal import UNLABELLED, latest, read_journal
 from ..records import Record, read_rounds, run_name
 from . import dropped
 from .classfile import check_table
-from .journal import read_journal
 from .outgoing import lay_out, write_folder
 from .places import place
 from .predictions import of_round
-from .query import FOLDER, UNLABELLED, Item
+from .query import FOLDER, Item
 from .shares import Shares
-from .standing import Rule, Standing, latest, majority
+from .standing import Rule, Standing, majority
 from .taking import Choices, exclusive, take
 
 _log = logging.getLogger("meal_gpu")
@@ -134,10 +134,7 @@ class PeopleOracle:
         return (item.image == there["image"] == patch["image"] and list(item.box) == list(there["box"]))
 
     def _find(self, patch: int) -> Record:
-        """Image, row, col and box of a patch; of a tile also where in which file."""
-        image, cell = self.grid.split(patch)
-        inside = whereabouts(self.samples[image], self.grid.box(cell), (self.grid.height, self.grid.width))
-        return {**self.grid.describe(cell, [self.samples[image].name]), **inside}
+        return find(patch, self.grid, self.samples)
 
     def _record(self, item: Item) -> Record:
         """A patch as a line of ``rounds.jsonl`` describes it."""

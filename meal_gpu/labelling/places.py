@@ -16,10 +16,11 @@ from ..data.maskfile import nearest_index
 from ..data.rules import Rules
 from ..data.sheet import read_size
 from ..grid import Box, Grid, Size
+from .windows import Windowed
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Place(Windowed):
     """Of one patch; boxes are ``(y0, x0, y1, x1)`` in the file's pixels as it is read, EXIF applied."""
 
     size: Size
@@ -32,21 +33,6 @@ class Place:
     """int64 ``[patch_height]``: the row of ``box`` that each row of the patch is sampled from; -1 beside the image."""
     cols: np.ndarray
     """The same across."""
-
-    @property
-    def shape(self) -> Size:
-        """(height, width) of the box."""
-        return self.box[2] - self.box[0], self.box[3] - self.box[1]
-
-    @property
-    def window_shape(self) -> Size:
-        return self.window[2] - self.window[0], self.window[3] - self.window[1]
-
-    @property
-    def inside(self) -> tuple[slice, slice]:
-        """The patch, within its window."""
-        top, left = self.box[0] - self.window[0], self.box[1] - self.window[1]
-        return slice(top, top + self.shape[0]), slice(left, left + self.shape[1])
 
     def to_patch(self, labels: np.ndarray) -> np.ndarray:
         """Labels uint8 of the box as those of the patch, uint8 ``[patch_height, patch_width]``; beside the image

@@ -14,12 +14,11 @@ from ..errors import InputError
 from ..files import open_object, parse_json, read_own, seal_object, write_atomic
 from ..grid import Box, Size
 from ..records import run_name
+from .windows import Windowed
 
 FILE = "query.json"
 FOLDER = "to-label"
 SCHEMA = 1
-UNLABELLED = 254
-"""Where nobody said anything, in labels that were taken; ignored in training, but not void."""
 _BYTES = 2**28
 
 Colour = tuple[int, int, int]
@@ -38,7 +37,7 @@ class ClassRow(Strict):
     colour: Colour
 
 
-class Original(Strict):
+class Original(Strict, Windowed):
     """Where a patch lies in its file; boxes ``[y0, x0, y1, x1]`` in the file's pixels, EXIF applied."""
 
     file: str
@@ -46,21 +45,6 @@ class Original(Strict):
     sha256: str
     box: Box
     window: Box
-
-    @property
-    def shape(self) -> Size:
-        """(height, width) of the box."""
-        return self.box[2] - self.box[0], self.box[3] - self.box[1]
-
-    @property
-    def window_shape(self) -> Size:
-        return self.window[2] - self.window[0], self.window[3] - self.window[1]
-
-    @property
-    def inside(self) -> tuple[slice, slice]:
-        """The patch, within its window."""
-        top, left = self.box[0] - self.window[0], self.box[1] - self.window[1]
-        return slice(top, top + self.shape[0]), slice(left, left + self.shape[1])
 
 
 class Item(Strict):

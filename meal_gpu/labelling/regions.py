@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ..grid import Size
-from .query import UNLABELLED
+from ..journal import UNLABELLED
 
 Overlap = Literal["void", "later"]
 """Where a person painted two classes on one pixel: nothing, or the one that stands later in the tool's list."""

@@ -8,8 +8,8 @@ import numpy as np
 from ..data.census import share
 from ..data.classes import VOID
 from ..data.rules import Rules
+from ..journal import UNLABELLED
 from .classfile import FILE
-from .query import UNLABELLED
 
 _log = logging.getLogger("meal_gpu")
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_own
+from ..journal import UNLABELLED, Taken, latest, newest, read_journal
 from .answers import Book
-from .journal import Taken, newest, read_journal
 from .predictions import Starts, read_png
-from .query import UNLABELLED, Item, Query, folders, pixels_sha256, read_query
+from .query import Item, Query, folders, pixels_sha256, read_query
 
 Rule = Literal["latest", "majority"]
 DECIDED = "meal-gpu labels skip"
@@ -92,10 +92,6 @@ def read_png_any(content: bytes, item: Item) -> np.ndarray:
         return read_png(content, item.shape)
     except ValueError:
         return read_png(content, item.patch_shape)
-
-
-def latest(lines: Sequence[Taken]) -> Taken:
-    return max(lines, key=lambda line: (line.when, line.added, line.revision))
 
 
 def majority(votes: Sequence[np.ndarray]) -> np.ndarray:

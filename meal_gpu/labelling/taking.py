@@ -13,13 +13,13 @@ import numpy as np
 from ..data.classes import VOID
 from ..data.listing import Sample
 from ..data.rules import Rules
-from ..errors import InputError
+from ..errors import InputError, and_more
+from ..journal import UNLABELLED, Pixels, Taken, write_journal
 from ..locks import locked
 from . import predictions
 from .answers import Answer, Answers, Asked
-from .journal import Pixels, Taken, write_journal
 from .outgoing import sha256_of
-from .query import UNLABELLED, Query, class_rows, pixels_sha256
+from .query import Query, class_rows, pixels_sha256
 from .standing import LABELS, Standing
 
 
@@ -104,9 +104,9 @@ def _wanted(standing: Standing, found: list[Answer], trained: int, choices: Choi
                              "with its labels. Label it as void, or leave it unlabelled.")
         kept.append(answer)
     if void and choices.void == "ask":
-        raise InputError(f"{_listed(void)} {'are' if len(void) > 1 else 'is'} void all over. If nobody can label such "
-                         "a patch, give --void skip: it leaves the queue for good, and another is asked for. If void "
-                         "is what it shows, give --void keep.")
+        raise InputError(f"{and_more(void, 4)} {'are' if len(void) > 1 else 'is'} void all over. If nobody can label "
+                         "such a patch, give --void skip: it leaves the queue for good, and another is asked for. If "
+                         "void is what it shows, give --void keep.")
     if unseen:
         news.notes.append(f"{unseen} items came back with the prediction as it went out, and {news.tool} does not say "
                           "whether anybody looked at them: they are not taken. Give --untouched if they are right.")
@@ -120,7 +120,7 @@ def _wanted(standing: Standing, found: list[Answer], trained: int, choices: Choi
     if conflicts:
         pixels = sum(answer.conflicts for answer in kept)
         news.notes.append(f"{pixels:,} pixels have two classes by one person and count as unlabelled, in "
-                          f"{_listed(conflicts)}. Correct them in the tool, or give --overlap later.")
+                          f"{and_more(conflicts, 4)}. Correct them in the tool, or give --overlap later.")
     return kept
 
 
@@ -191,7 +191,3 @@ def _say_trained(lines: list[Taken], trained: int, news: News) -> None:
     if old:
         news.notes.append(f"Rounds {', '.join(map(str, old))} have been trained with other labels: --resume refuses to "
                           "go on without --accept-changes, and rounds to come are trained with the new ones.")
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..grid import Grid, Size
-from ..kernels import patch_entropy
 from ..machine.backend import Backend
-from ..network.features import Features, Means, mean_matrices, patch_means
+from ..network.features import Features, Means, mean_matrices
 from ..network.model import DeepLabV3Plus
 from ..network.reading import in_eval
-from ..stages.predict import PLAIN, How, PatchMaps, Predictions, patch_maps, predict
-from ..stages.statistics import STATISTICS, Tiles, measure, ratio
+from ..stages.predict import BASE, PLAIN, How, PatchMaps, Predictions, base_of, patch_maps, predict
+from ..stages.statistics import STATISTICS, measure, tiles_on
 from ..timing import Progress
 from .images import Images
 from .network import Observed, Seen
@@ -46,30 +45,21 @@ class Reading:
 
     def per_patch(self, seen: Seen, wanted: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """What is wanted of a batch, rows in the order of patch ids."""
-        size, logits = (self.grid.height, self.grid.width), self.logits(seen)
-        if "score" in wanted:
-            if self.score == "ratio":
-                yield "score", self.mean(ratio(logits)[:, None]).squeeze(1)
-            else:
-                sums = patch_entropy(logits, size, (self.grid.rows, self.grid.cols), score=self.score,
-                                     align_corners=self.align_corners)
-                yield "score", sums.flatten() / self.grid.patch_pixels
-        if "features" in wanted:
-            assert seen.maps is not None
-            yield "features", self.mean(seen.maps)
-        if "probabilities" in wanted:
-            yield "probabilities", self.mean(logits.float().softmax(1))
+        logits, base = self.logits(seen), [name for name in BASE if name in wanted]
+        maps = logits if seen.maps is None else seen.maps  # looked at where features are wanted alone, and then there
+        yield from zip(base, base_of(logits, maps, self._matrices(logits), self._matrices(maps), self.grid, base,
+                                     self.score, None, self.align_corners), strict=True)
         names = [name for name in STATISTICS if name in wanted]
         if names:
-            tiles = Tiles.of(self.grid, (logits.shape[2], logits.shape[3]), logits.device, self.align_corners)
+            tiles = tiles_on(self.grid, (logits.shape[2], logits.shape[3]), logits.device, self.align_corners)
             yield from measure(names, logits, None, tiles).items()
 
-    def mean(self, maps: Tensor) -> Tensor:
-        """Maps ``[B, C, h, w]``, interpolated to the image and averaged per patch: float32 ``[B * cells, C]``."""
+    def _matrices(self, maps: Tensor) -> Means:
+        """That interpolate maps ``[B, C, h, w]`` to the image and average them per patch."""
         key = (maps.shape[2], maps.shape[3]), maps.device
         if key not in self.means:
             self.means[key] = mean_matrices(self.grid, key[0], maps.device, self.align_corners)
-        return patch_means(maps, *self.means[key])
+        return self.means[key]
 
 
 def gather(batches: Iterable[Seen], reading: Reading, wanted: Collection[str], n_images: int,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.frames import as_tensor
 from ..data.listing import names_in
-from ..errors import InputError, first_line
+from ..errors import InputError, and_so_on, first_line
 from ..grid import Size
 from ..network.reading import Outputs, checked_outputs
 from .network import Seen
@@ -51,7 +51,7 @@ class Saved:
         missing = [name for name, file in zip(self.names, found, strict=True) if file is None]
         if missing:
             raise InputError(f"{len(missing)} of {len(self.names)} images have no predictions in {directory}: "
-                             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; files there are called "
+                             f"{and_so_on(missing)}; files there are called "
                              f"like {next(iter(files.values())).name}.")
         self.files = [file for file in found if file is not None]
         if len(set(self.files)) != len(self.files):

@@ -12,12 +12,9 @@ from PIL import Image
 
 from ..errors import InputError
 from ..files import read_own
-from ..labelling.journal import JOURNAL, Taken, newest, read_journal
+from ..journal import JOURNAL, UNLABELLED, Taken, latest, newest, read_journal
 from .runs import Run, Seed
 from .summary import duration
-
-UNLABELLED = 254
-"""In labels that were taken: nobody said anything of the pixel."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,7 @@ class Effort:
     def of(cls, lines: Iterable[Taken]) -> "Effort":
         by_item = newest(list(lines))
         every = [line for mine in by_item.values() for line in mine.values()]
-        last = [max(mine.values(), key=lambda line: (line.when, line.added, line.revision))
-                for mine in by_item.values()]
+        last = [latest(mine.values()) for mine in by_item.values()]
         given = [line for line in every if line.status != "skipped"]
         return cls(
             sum(line.status != "skipped" for line in last), sum(line.status == "partial" for line in last),

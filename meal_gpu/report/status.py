@@ -14,7 +14,7 @@ from rich.table import Table
 from ..config import Config
 from ..errors import InputError
 from ..files import parse_json, read_own
-from ..labelling.journal import Taken, newest
+from ..journal import Taken, latest, newest
 from ..paths import expand
 from ..records import ROUNDS, read_config
 from .people import Effort, agreement, journal
@@ -41,8 +41,7 @@ class Waiting:
 
 def waiting(seed: Path, round_: int, taken: list[Taken]) -> Waiting | None:
     """The query of a round, with those that were asked in place of skipped patches; None where none is written."""
-    said = {item: max(lines.values(), key=lambda line: (line.when, line.added, line.revision)).status
-            for item, lines in newest(taken).items()}
+    said = {item: latest(lines.values()).status for item, lines in newest(taken).items()}
     asked = labelled = skipped = 0
     first = None
     for folder in sorted(seed.glob(f"to-label/round-{round_:02d}*")):

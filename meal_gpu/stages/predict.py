@@ -1,13 +1,12 @@
 """Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
-import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..grid import Grid, Size
+from ..grid import Grid
 from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..network.features import Features, Given, Means, logits_of, maps_of, patch_means
@@ -18,7 +17,7 @@ from ..network.model import DeepLabV3Plus
 from ..network.windows import along
 from ..timing import Progress, no_progress
 from .sampling import mutual_information
-from .statistics import STATISTICS, Tiles, measure, ratio
+from .statistics import STATISTICS, Tiles, measure, ratio, tiles_on
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         held[name][frames.start * cells :][:n] = values[:n]
 
     means = features.means[features.logits_size], features.means[features.high_size]
-    more = () if plain else (features.mirrored, how, tiles_of(features))
+    more = () if plain else (features.mirrored, how, tiles_on(
+        features.frames.grid, features.logits_size, features.frames.device, features.align_corners))
     for frames, given in features.given():
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
@@ -219,16 +219,6 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
         unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
         found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
     return [found[name] for name in wanted]
-
-
-def tiles_of(features: Features) -> Tiles:
-    """Of the map of logits; brought to the device once."""
-    return _tiles(features.frames.grid, features.logits_size, features.frames.device, features.align_corners)
-
-
-@functools.lru_cache(maxsize=8)
-def _tiles(grid: Grid, size: Size, device: torch.device, align_corners: bool) -> Tiles:
-    return Tiles.of(grid, size, device, align_corners)
 
 
 def passes(needs: Collection[str], how: How) -> dict[str, int]:

@@ -5,6 +5,7 @@ so that cells which two patches share (CamVid's are 22.5 cells high) count for b
 instead, boundaries and components, takes each cell for the one patch in which its centre lies.
 """
 
+import functools
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Tiles:
     def sums(self, maps: Tensor) -> Tensor:
         """Of maps ``[B, h, w]``, over the cells whose centres are in each patch: float32 ``[B * cells]``."""
         return (self.inside_rows @ maps.float() @ self.inside_cols.T).flatten()
+
+
+@functools.lru_cache(maxsize=8)
+def tiles_on(grid: Grid, size: Size, device: torch.device, align_corners: bool) -> Tiles:
+    """`Tiles.of`, brought to the device once."""
+    return Tiles.of(grid, size, device, align_corners)
 
 
 def _owners(n_pixels: int, patch: int, n_patches: int, n_in: int, align_corners: bool) -> tuple[Tensor, float]:

@@ -87,7 +87,7 @@ def test_validation_is_cut_file_by_file(folder: Folder) -> None:
 
 
 def test_records_name_the_file_and_the_box_in_it(folder: Folder) -> None:
-    from meal_gpu.engine.outputs import find
+    from meal_gpu.data.tiles import find
 
     folder.add("map", LARGE, IDS, ".tif")
     samples = open_dataset(folder.data(tile=TILE, image_size=(32, 40))).train

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from annotators import label_studio
 
+from meal_gpu.journal import read_journal
 from meal_gpu.labelling.adding import add
-from meal_gpu.labelling.journal import read_journal
 
 MOMENTS = 10
 CALLS = ("fsync", "replace", "chmod")

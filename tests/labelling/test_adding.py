@@ -9,8 +9,8 @@ from annotators import TOOLS, index_folder, label_studio, segmentation_masks, wi
 from PIL import Image
 
 from meal_gpu.errors import InputError, LabelsMissingError
+from meal_gpu.journal import read_journal
 from meal_gpu.labelling import brush
-from meal_gpu.labelling.journal import read_journal
 
 
 def sampled(waiting, item):

@@ -10,8 +10,8 @@ from tiny import tiny_config
 
 from meal_gpu import LabelsMissingError, resume, run
 from meal_gpu.data.datasets import open_dataset
+from meal_gpu.journal import read_journal
 from meal_gpu.labelling.adding import add
-from meal_gpu.labelling.journal import read_journal
 from meal_gpu.records import read_rounds
 
 KEYS = {"query.strategy": "entropy", "query.rounds": 1, "query.n_query": 3, "train.epochs": 1, "train.final_epochs": 1}

@@ -12,8 +12,8 @@ from meal_gpu.data.listing import Sample
 from meal_gpu.data.rules import Rules
 from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.grid import Grid
+from meal_gpu.journal import read_journal
 from meal_gpu.labelling.classfile import check_table, write_table
-from meal_gpu.labelling.journal import read_journal
 from meal_gpu.labelling.people import PeopleOracle
 
 TO_CLASS = np.full(256, 254, np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from browser import Page, open_page
 from test_label_studio_server import PASSWORD, TOKEN, USER, api, empty, url  # noqa: F401 - a fixture
 
-from meal_gpu.labelling.journal import read_journal
+from meal_gpu.journal import read_journal
 
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 STORE = "window.Htx?.annotationStore?.selected"

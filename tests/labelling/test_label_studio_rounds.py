@@ -13,7 +13,7 @@ from tiny import tiny_config
 from typer.testing import CliRunner
 
 from meal_gpu import cli
-from meal_gpu.labelling.journal import read_journal
+from meal_gpu.journal import read_journal
 from meal_gpu.records import read_rounds
 
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]

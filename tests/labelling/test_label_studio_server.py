@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from annotators import label_studio
 
-from meal_gpu.labelling.journal import read_journal
+from meal_gpu.journal import read_journal
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "build" / "labelstudio" / "bin" / "label-studio"

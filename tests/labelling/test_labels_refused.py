@@ -19,7 +19,7 @@ from annotators import (
 )
 from PIL import Image
 
-from meal_gpu.labelling.journal import read_journal
+from meal_gpu.journal import read_journal
 from meal_gpu.records import accept_changes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from annotators import label_studio
 
-from meal_gpu.labelling.journal import read_journal
+from meal_gpu.journal import read_journal
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 

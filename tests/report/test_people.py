@@ -7,7 +7,7 @@ import pytest
 from fake_run import html, small, words
 from PIL import Image
 
-from meal_gpu.labelling.journal import Pixels, Taken, write_journal
+from meal_gpu.journal import Pixels, Taken, write_journal
 from meal_gpu.report import load_run
 from meal_gpu.report.people import Effort, agreement, journal
 

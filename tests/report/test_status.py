@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from meal_gpu import cli
-from meal_gpu.labelling.journal import Pixels, Taken, write_journal
+from meal_gpu.journal import Pixels, Taken, write_journal
 from meal_gpu.report.status import waiting
 
 

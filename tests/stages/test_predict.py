@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CPU, noise, stir_norms, tiny_backend, tiny_features, tiny_model
+from tiny import CPU, noise, stirred_model, tiny_backend, tiny_features
 
 from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
@@ -17,10 +17,7 @@ BACKEND = tiny_backend()
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny_model(num_classes=5, seed=1).eval()
-    stir_norms(model.aspp)
-    stir_norms(model.decoder)
-    return model
+    return stirred_model()
 
 
 def frames_of(images: torch.Tensor, grid: Grid, context: str) -> list[torch.Tensor]:

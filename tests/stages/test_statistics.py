@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from scipy.stats import spearmanr
-from tiny import CPU, noise, stir_norms, tiny_backend, tiny_features, tiny_model
+from tiny import CPU, noise, stirred_model, tiny_backend, tiny_features, tiny_model
 
 from meal_gpu.data.pixels import normalise
 from meal_gpu.grid import Grid
@@ -168,10 +168,7 @@ def test_a_gradient_is_no_outer_product_of_means():
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny_model(num_classes=5, seed=1).eval()
-    stir_norms(model.aspp)
-    stir_norms(model.decoder)
-    return model
+    return stirred_model()
 
 
 BACKEND = tiny_backend()

@@ -5,16 +5,19 @@ none. A later line for the same item and annotator supersedes the earlier one, w
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import InputError
-from ..files import LINES, open_object, parse_json, read_own, seal_object, write_atomic
-from ..records import accepting, run_name
+from .errors import InputError
+from .files import LINES, open_object, parse_json, read_own, seal_object, write_atomic
+from .records import accepting, run_name
 
 JOURNAL = "labels.jsonl"
+UNLABELLED = 254
+"""Where nobody said anything, in labels that were taken; ignored in training, but not void."""
 Status = Literal["labelled", "partial", "skipped"]
 
 
@@ -131,6 +134,11 @@ def newest(taken: list[Taken]) -> dict[str, dict[str, Taken]]:
         if one.annotator not in mine or one.revision > mine[one.annotator].revision:
             mine[one.annotator] = one
     return found
+
+
+def latest(lines: Iterable[Taken]) -> Taken:
+    """Of what several people said of an item, the last word."""
+    return max(lines, key=lambda line: (line.when, line.added, line.revision))
 
 
 def _start(seed_directory: Path) -> str:

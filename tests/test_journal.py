@@ -4,7 +4,7 @@ import pytest
 
 from meal_gpu.config import Config
 from meal_gpu.errors import InputError
-from meal_gpu.labelling.journal import JOURNAL, Pixels, Taken, accept_journal, newest, read_journal, write_journal
+from meal_gpu.journal import JOURNAL, Pixels, Taken, accept_journal, newest, read_journal, write_journal
 from meal_gpu.records import write_config
 
 
