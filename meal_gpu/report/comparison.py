@@ -67,8 +67,9 @@ def _differences(curves: Sequence[Curves], n: int) -> str:
     rows = [(f"{one.name} − {base.name}", [_cell(cell) for cell in _told(difference)])
             for one, base, difference in found]
     head = ["AUBC", "difference", "95 % interval", "p<small>Holm</small>", "visible<small>80 % power</small>", ""]
+    what = "this one comparison" if len(found) == 1 else f"these {len(found)} comparisons"
     text = (f"Paired by seed (same start, same training seeds), {n} seed{'s' * (n > 1)}; Student's t, and Holm's "
-            f"adjustment over these {len(found)} comparisons. Visible: the smallest true difference that so many seeds "
+            f"adjustment over {what}. Visible: the smallest true difference that so many seeds "
             "would find four times in five. Nothing is called better whose interval holds 0.")
     if n == 1:
         text += " With one seed there is no interval, and nothing to conclude."
