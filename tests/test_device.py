@@ -29,11 +29,10 @@ from meal_gpu.machine import rapids
 from meal_gpu.machine.transfers import Transfers
 from meal_gpu.network.features import Features, logits_of
 from meal_gpu.network.model import DeepLabV3Plus
-from meal_gpu.stages import predict as predict_module
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import Score, confusion
 from meal_gpu.stages.predict import predict, predict_batch
-from meal_gpu.stages.statistics import STATISTICS
+from meal_gpu.stages.statistics import STATISTICS, tiles_on
 from meal_gpu.stages.train import patch_loss, train_epoch
 from meal_gpu.strategies.select import STRATEGIES, PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
@@ -116,7 +115,7 @@ def test_strategies_wait_for_nothing_before_their_ids(pretended, monkeypatch):
             assert isinstance(picked, FakeTensor)
             assert picked.shape == (4,)
     finally:
-        predict_module._tiles.cache_clear()
+        tiles_on.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type")

@@ -16,7 +16,7 @@ from ..data.ingest import Stores, ingest
 from ..errors import InputError
 from ..grid import Grid
 from ..machine.backend import Backend, announce, resolve
-from ..machine.card import threads
+from ..machine.card import set_threads
 from ..machine.warm_up import warm_up
 from ..network.build import build, needs_classes
 from ..network.factory import find
@@ -188,7 +188,7 @@ def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset |
 
 
 def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack: ExitStack) -> Experiment:
-    stack.enter_context(threads(config.threads))
+    stack.callback(set_threads(config.threads))
     strategy = asked_for(config.query)
     backend = resolve(config, strategy.embeds)
     announce(backend, config)

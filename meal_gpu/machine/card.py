@@ -1,10 +1,11 @@
 """What this machine is: processors, memory, packages."""
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -58,16 +59,18 @@ def settle_threads(root: Path = limits.ROOT) -> None:
         torch.set_num_threads(usable_cores(root))
 
 
-@contextlib.contextmanager
-def threads(wanted: int | str) -> Iterator[None]:
-    """Meanwhile so many threads in this process; ``auto`` leaves them as they are, see `settle_threads`."""
+def set_threads(wanted: int | str) -> Callable[[], None]:
+    """So many threads in this process from now on; ``auto`` leaves them as they are, see `settle_threads`.
+
+    What is returned gives back as many as there were, where anything was changed. No context manager: the generator of
+    one that nobody leaves is closed when it is collected, and the number would change in the middle of whatever runs
+    then.
+    """
     before = torch.get_num_threads()
-    if isinstance(wanted, int):
-        torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if not isinstance(wanted, int):
+        return lambda: None
+    torch.set_num_threads(wanted)
+    return functools.partial(torch.set_num_threads, before)
 
 
 def processes() -> int:

@@ -1,5 +1,7 @@
 """What is said of the machine that the tests run on."""
 
+import gc
+
 import pytest
 import torch
 from tiny import tiny_config
@@ -36,6 +38,21 @@ def test_a_config_says_how_many_threads_and_gives_them_back(tmp_path):
     finally:
         experiment.close()
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("threads", ["auto", 2])
+def test_an_experiment_that_nobody_closes_changes_nothing_when_it_is_collected(tmp_path, threads):
+    """It would change the number in the middle of another run, whose sums would be of another order from there on."""
+    before = torch.get_num_threads()
+    left = prepare(tiny_config(tmp_path, threads=threads, **{"query.strategy": "random"}))
+    try:
+        torch.set_num_threads(3)
+        left.ring = left  # collected some time later
+        del left
+        gc.collect()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "many", None])
