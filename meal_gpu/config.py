@@ -48,6 +48,14 @@ class TrainConfig(Section):
     ema: Annotated[Float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of a mean of the weights, which is evaluated, scores, and is kept in place of the last step's. 0:
     no mean."""
+    flip: bool = False
+    """Show half of the patches, at random, with left and right exchanged. What changes images goes through the backbone
+    in every step, patch by patch, also where it is frozen."""
+    scale: Annotated[Float, Field(ge=1, le=8)] = 1.0
+    """Zoom each patch and its surroundings by a random factor from 1 / ``scale`` to ``scale``; 1: not at all."""
+    colour: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Change brightness, contrast and saturation by random factors from 1 - ``colour`` to 1 + ``colour``; 0: not at
+    all."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
     factory: Factory | None = None
@@ -57,6 +65,11 @@ class TrainConfig(Section):
     def lasting(self, epochs: int, per_epoch: int) -> int:
         """So many epochs of so many steps, and as many more as ``min_steps`` takes."""
         return max(epochs, math.ceil(self.min_steps / max(per_epoch, 1)))
+
+    @property
+    def changes_images(self) -> bool:
+        """Its steps see other pixels than the files have."""
+        return self.flip or self.scale > 1 or self.colour > 0
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -166,8 +166,9 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         "  forward": f"{scoring} for {n:,} images, the kernel within",
         "  kernel": f"{_seconds(each.kernel.gpu)} for {patches:,} patches",
         "  embed": embed,
-        "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the "
-                   "middle of a run",
+        "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the middle of a run"
+                   + ("; a pass of the backbone for each changed image comes on top, not counted"
+                      if train.changes_images else ""),
         "  evaluate": f"{validating} for {evaluations} times {n_val:,} images",
     }
 

@@ -17,6 +17,7 @@ from ..network.features import Features
 from ..network.interface import Network
 from ..network.windows import Windows, along
 from ..timing import Progress, no_progress
+from .augment import Augmented
 from .recipe import MovingMean, optimiser_of, schedule_of, trained_state
 
 
@@ -74,6 +75,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
     epochs = config.lasting(epochs, per_epoch)
     optimiser, mean = optimiser_of(model, config), MovingMean(model, config.ema)
     schedule = schedule_of(optimiser, config, epochs, per_epoch)
+    augmented = Augmented(features, ids, labels, config, order) if config.changes_images else None
 
     def stepped() -> None:
         schedule.step()
@@ -86,7 +88,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
         batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
         with backend.repeatable():
             mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend,
-                                          stepped))
+                                          stepped, augmented))
         if not math.isfinite(mean_loss):
             raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "
                              f"{config.lr:g}. Lower it, or use model.precision: float32.")
@@ -106,23 +108,32 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
 
 def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
                 host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend,
-                stepped: Callable[[], None] = lambda: None) -> Tensor:
+                stepped: Callable[[], None] = lambda: None, augmented: Augmented | None = None) -> Tensor:
     """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
 
-    ``host_ids`` are the ids again, on the host; ``stepped`` is called after each step. Nothing here waits for the
-    device: what the steps need of the host is sent before the first.
+    ``host_ids`` are the ids again, on the host; ``stepped`` is called after each step; ``augmented`` shows the steps
+    other images. Nothing here waits for the device: what the steps need of the host is sent before the first.
     """
-    cells, losses = features.frames.grid.cells, torch.empty(len(batches), device=ids.device)
-    compiled_loss = backend.compiled(patch_loss)
-    maps = features.read(model, [host_ids[batch] // cells for batch in batches])
-    for step, (batch, (low, high)) in enumerate(zip(sent(batches, ids.device), maps, strict=True)):
-        loss = compiled_loss(model, low, high, features.windows, ids[batch] % cells, labels[batch], backend)
+    losses, compiled_loss = torch.empty(len(batches), device=ids.device), backend.compiled(patch_loss)
+    seen = augmented.read(model, batches) if augmented else _as_they_are(model, features, ids, labels, batches,
+                                                                         host_ids)
+    for step, (low, high, cells, target) in enumerate(seen):
+        loss = compiled_loss(model, low, high, features.windows, cells, target, backend)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
         stepped()
         losses[step] = loss.detach()
     return losses.mean()
+
+
+def _as_they_are(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
+                 host_ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of each batch: low and high maps, cells and labels."""
+    cells = features.frames.grid.cells
+    maps = features.read(model, [host_ids[batch] // cells for batch in batches])
+    for batch, (low, high) in zip(sent(batches, ids.device), maps, strict=True):
+        yield low, high, ids[batch] % cells, labels[batch]
 
 
 def patch_loss(model: Network, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,

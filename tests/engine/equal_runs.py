@@ -34,7 +34,8 @@ def cells() -> list[dict[str, Any]]:
              for frozen, (context, sample), placement in itertools.product(
                  [True, False], sampled, ["resident", "streamed"])]
     every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
-                  "train.min_steps": 3, "train.ema": 0.9}
+                  "train.min_steps": 3, "train.ema": 0.9, "train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
+    every[2] |= {"train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs
         every[0]["query.strategy"] = "meal"
     return every
