@@ -56,6 +56,11 @@ class TrainConfig(Section):
     colour: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Change brightness, contrast and saturation by random factors from 1 - ``colour`` to 1 + ``colour``; 0: not at
     all."""
+    pseudo_labels: NonNegative = 0
+    """Unlabelled patches of the same image that are trained on beside each labelled one, by what the mean of the
+    weights (``ema``) says of them; 0: none. What nobody has labelled anywhere is then learned as something else."""
+    pseudo_threshold: Annotated[Float, Field(ge=0, le=1)] = 0.9
+    """Of ``pseudo_labels``: pixels whose class has so high a probability are believed."""
     eval_every: Positive = 1
     """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
     factory: Factory | None = None
@@ -82,6 +87,9 @@ class TrainConfig(Section):
         if self.weight_decay and self.optimizer == "adam":
             raise ValueError(f"train.weight_decay is {self.weight_decay:g} and train.optimizer is 'adam', which decays "
                              "no weights. Use train.optimizer: adamw, or leave out train.weight_decay.")
+        if self.pseudo_labels and not self.ema:
+            raise ValueError(f"train.pseudo_labels is {self.pseudo_labels} and train.ema is 0: it is the mean of the "
+                             "weights that labels. Use train.ema: 0.99, or leave out train.pseudo_labels.")
         return self
 
 
@@ -225,6 +233,10 @@ class Config(Section):
             raise ValueError(f"train.sample is 'image' and model.compile is '{self.model.compile}': batches have as "
                              "many patches as their images have labels, and what is compiled is for one number. Use "
                              "train.sample: patch, or model.compile: none.")
+        if self.train.pseudo_labels and self.model.compile != "none":
+            raise ValueError(f"train.pseudo_labels is {self.train.pseudo_labels} and model.compile is "
+                             f"'{self.model.compile}': images have more or fewer patches without labels, and what is "
+                             "compiled is for one number. Use model.compile: none, or leave out train.pseudo_labels.")
         return self
 
     @classmethod

@@ -106,7 +106,8 @@ def _supervised_departures(config: Config) -> list[str]:
 def _recipe(train: TrainConfig) -> dict[str, tuple[object, object]]:
     """What neither of the paper's trainings has."""
     return {f"train.{key}": (getattr(train, key), TrainConfig.model_fields[key].default)
-            for key in ("schedule", "optimizer", "min_steps", "ema", "flip", "scale", "colour")}
+            for key in ("schedule", "optimizer", "min_steps", "ema", "flip", "scale", "colour",
+                        "pseudo_labels")}
 
 
 def _differences(settings: dict[str, tuple[object, object]]) -> list[str]:

@@ -66,6 +66,9 @@ def recipe(train: TrainConfig) -> str:
     parts += [f"AdamW (weight decay {train.weight_decay:g})"] if train.optimizer == "adamw" else []
     parts += [f"a {train.schedule} schedule"] if train.schedule != "step" else []
     parts += [f"a moving mean of the weights ({train.ema:g})"] if train.ema else []
+    if train.pseudo_labels:
+        parts.append(f"pseudo-labels on {train.pseudo_labels} more patches beside each (from a probability of "
+                     f"{train.pseudo_threshold:g})")
     parts += ["flips"] if train.flip else []
     parts += [f"zooms up to {train.scale:g}"] if train.scale > 1 else []
     parts += [f"other colours ({train.colour:g})"] if train.colour else []

@@ -5,8 +5,8 @@ patch of the grid lies. So a step's windows are those of a step without it. All 
 the device only applies them.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from ..data.frames import sent
 from ..data.pixels import statistics
 from ..grid import Grid
 from ..network.features import Features
-from ..network.interface import Network
 from ..randomness import derive
 
 GREY = (0.2989, 0.587, 0.114)
@@ -71,42 +70,38 @@ class Known:
         return cls(*(value[:, None, None] for value in (*statistics(device), torch.tensor(GREY).to(device))))
 
 
-class Augmented:
-    """The steps of a training on changed images."""
+class Augmentation:
+    """The changed pictures of a training on labelled patches, and what is known of their windows."""
 
     def __init__(self, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig,
                  order: torch.Generator) -> None:
-        self.features, self.config, self.labels, self.host_ids = features, config, labels, ids.cpu()
+        self.grid, self.config, self.labels, self.device = features.frames.grid, config, labels, ids.device
         self.draws = torch.Generator().manual_seed(derive(order.initial_seed(), 0, "augment"))
-        grid = features.frames.grid
-        self.row_of = torch.full((features.frames.count * grid.cells,), -1, dtype=torch.int64, device=ids.device)
+        self.row_of = torch.full((features.frames.count * self.grid.cells,), -1, dtype=torch.int64, device=ids.device)
         self.row_of[ids] = torch.arange(len(ids), device=ids.device)
         self.known = Known.on(ids.device)
 
-    def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Of each batch, int64 positions in ``ids`` on the host: low and high maps, cells and labels."""
-        grid, device = self.features.frames.grid, self.labels.device
-        patches = [self.host_ids[batch] for batch in batches]
-        changes = [drawn(ids % grid.cells, grid, self.config, self.draws) for ids in patches]
-        frames = [ids // grid.cells for ids in patches]
-        on_device = zip(*(sent(parts, device) for parts in (
-            frames, [change.axes for change in changes], [change.colours for change in changes],
-            [change.cells for change in changes])), strict=True)
-        for pixels, (of, axes, colours, cells) in zip(self.features.frames.read(frames), on_device, strict=True):
-            if self.config.colour:
-                pixels = recoloured(pixels, colours, self.known)
-            if self.config.flip or self.config.scale > 1:
-                pixels = moved(pixels, axes)
-            with self.features.backend.autocast():
-                low, high = model.features(pixels)
-            yield low, high, cells, self.labels_of(of, axes, cells)
+    def drawn(self, patches: Sequence[Tensor]) -> list[Changes]:
+        """For each batch of patches, int64 ``[B]`` on the host; sent to the device in as few copies as there are
+        kinds of numbers."""
+        changes = [drawn(ids % self.grid.cells, self.grid, self.config, self.draws) for ids in patches]
+        return [Changes(*parts) for parts in zip(*(
+            sent([getattr(change, field.name) for change in changes], self.device) for field in fields(Changes)),
+            strict=True)]
 
-    def labels_of(self, frames: Tensor, axes: Tensor, cells: Tensor) -> Tensor:
-        """What is known of the windows at these cells of the pictures: uint8 ``[B, patch_height, patch_width]``.
+    def pictures(self, pixels: Tensor, changes: Changes) -> Tensor:
+        """Of frames ``[B, 3, H, W]``."""
+        if self.config.colour:
+            pixels = recoloured(pixels, changes.colours, self.known)
+        return moved(pixels, changes.axes) if self.config.flip or self.config.scale > 1 else pixels
 
-        A window that shows more than its patch has the labels of labelled neighbours too, and 255 elsewhere.
+    def labels_of(self, patches: Tensor, changes: Changes, own: Tensor) -> Tensor:
+        """What is known of the windows of patches int64 ``[B]``: uint8 ``[B, patch_height, patch_width]``.
+
+        ``own`` are the labels of the patches themselves, as large. A window that shows more than its patch has those of
+        labelled neighbours too, and 255 elsewhere.
         """
-        grid = self.features.frames.grid
+        grid, axes, cells = self.grid, changes.axes, changes.cells
         rows = torch.arange(grid.patch_height, device=axes.device) + (cells // grid.cols * grid.patch_height)[:, None]
         cols = torch.arange(grid.patch_width, device=axes.device) + (cells % grid.cols * grid.patch_width)[:, None]
         y, x = (_source(at, axis).floor().long() for at, axis in ((rows, axes[:, :2]), (cols, axes[:, 2:])))
@@ -114,9 +109,11 @@ class Augmented:
                   & ((x >= 0) & (x < grid.cols * grid.patch_width))[:, None])
         y, x = y.clamp(0, grid.rows * grid.patch_height - 1), x.clamp(0, grid.cols * grid.patch_width - 1)
         cell = (y // grid.patch_height * grid.cols)[:, :, None] + (x // grid.patch_width)[:, None]
-        row = self.row_of[frames[:, None, None] * grid.cells + cell]
-        found = self.labels[row.clamp(min=0), (y % grid.patch_height)[:, :, None], (x % grid.patch_width)[:, None]]
-        return torch.where(inside & (row >= 0), found, 255)
+        row = self.row_of[(patches // grid.cells)[:, None, None] * grid.cells + cell]
+        y, x = (y % grid.patch_height)[:, :, None], (x % grid.patch_width)[:, None]
+        others = torch.where(row >= 0, self.labels[row.clamp(min=0), y, x], 255)
+        mine = own[torch.arange(len(own), device=own.device)[:, None, None], y, x]
+        return torch.where(inside, torch.where(cell == (patches % grid.cells)[:, None, None], mine, others), 255)
 
 
 def moved(pixels: Tensor, axes: Tensor) -> Tensor:

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.frames import sent
 from ..errors import InputError
 from ..machine.backend import Backend
 from ..network.features import Features
 from ..network.interface import Network
 from ..network.windows import Windows, along
 from ..timing import Progress, no_progress
-from .augment import Augmented
+from .lessons import Lessons
 from .recipe import MovingMean, optimiser_of, schedule_of, trained_state
 
 
@@ -75,7 +74,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
     epochs = config.lasting(epochs, per_epoch)
     optimiser, mean = optimiser_of(model, config), MovingMean(model, config.ema)
     schedule = schedule_of(optimiser, config, epochs, per_epoch)
-    augmented = Augmented(features, ids, labels, config, order) if config.changes_images else None
+    lessons = Lessons.of(features, ids, labels, config, order, mean)
 
     def stepped() -> None:
         schedule.step()
@@ -88,7 +87,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
         batches = list(_batches(host_ids, features.frames.grid.cells, config, order))
         with backend.repeatable():
             mean_loss = float(train_epoch(model, features, ids, labels, batches, host_ids, optimiser, backend,
-                                          stepped, augmented))
+                                          stepped, lessons))
         if not math.isfinite(mean_loss):
             raise InputError(f"The training loss is {mean_loss} in epoch {epoch}: training diverged with train.lr "
                              f"{config.lr:g}. Lower it, or use model.precision: float32.")
@@ -108,17 +107,18 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
 
 def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
                 host_ids: Tensor, optimiser: torch.optim.Optimizer, backend: Backend,
-                stepped: Callable[[], None] = lambda: None, augmented: Augmented | None = None) -> Tensor:
+                stepped: Callable[[], None] = lambda: None, lessons: Lessons | None = None) -> Tensor:
     """A step on each of the batches, int64 positions in ``ids`` on the host; the mean loss, float32 ``[]``.
 
-    ``host_ids`` are the ids again, on the host; ``stepped`` is called after each step; ``augmented`` shows the steps
-    other images. Nothing here waits for the device: what the steps need of the host is sent before the first.
+    ``host_ids`` are the ids again, on the host; ``stepped`` is called after each step; ``lessons`` show the steps other
+    images, or more patches. Nothing here waits for the device: what the steps need of the host is sent before the
+    first.
     """
+    lessons = lessons or Lessons(features, ids, labels, host_ids=host_ids)
     losses, compiled_loss = torch.empty(len(batches), device=ids.device), backend.compiled(patch_loss)
-    seen = augmented.read(model, batches) if augmented else _as_they_are(model, features, ids, labels, batches,
-                                                                         host_ids)
-    for step, (low, high, cells, target) in enumerate(seen):
-        loss = compiled_loss(model, low, high, features.windows, cells, target, backend)
+    for step, lesson in enumerate(lessons.read(model, batches)):
+        loss = compiled_loss(model, lesson.low, lesson.high, features.windows, lesson.cells, lesson.labels, backend,
+                             lesson.labelled)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
@@ -127,27 +127,24 @@ def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor,
     return losses.mean()
 
 
-def _as_they_are(model: Network, features: Features, ids: Tensor, labels: Tensor, batches: Sequence[Tensor],
-                 host_ids: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Of each batch: low and high maps, cells and labels."""
-    cells = features.frames.grid.cells
-    maps = features.read(model, [host_ids[batch] // cells for batch in batches])
-    for batch, (low, high) in zip(sent(batches, ids.device), maps, strict=True):
-        yield low, high, ids[batch] % cells, labels[batch]
-
-
 def patch_loss(model: Network, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
-               backend: Backend) -> Tensor:
+               backend: Backend, labelled: int | None = None) -> Tensor:
     """What a step of training descends: the loss of a batch of patches, float32 ``[]``.
 
     Maps ``[B, C, h, w]`` of each patch's frame; ``windows`` of the grid; the patches' cells int64 ``[B]`` and labels
-    uint8 ``[B, patch_height, patch_width]``.
+    uint8 ``[B, patch_height, patch_width]``. Behind the first ``labelled`` patches they are pseudo-labels, whose loss
+    is added by the part of their pixels that have one.
     """
     at = windows.of(cells)
     with backend.autocast():
         logits = model.window_logits(low, high, at)
         pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
-    return cross_entropy(pixels.float(), labels)
+    if labelled is None or labelled == len(labels):
+        return cross_entropy(pixels.float(), labels)
+    believed = labels[labelled:]
+    share = (believed != 255).float().mean()
+    return cross_entropy(pixels[:labelled].float(), labels[:labelled]) + share * cross_entropy(
+        pixels[labelled:].float(), believed)
 
 
 def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:

@@ -33,9 +33,12 @@ def cells() -> list[dict[str, Any]]:
               "data.placement": placement, "model.cache_features": "auto" if placement == "resident" else "never"}
              for frozen, (context, sample), placement in itertools.product(
                  [True, False], sampled, ["resident", "streamed"])]
+    changed = {"train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
+    taught = {"train.ema": 0.9, "train.pseudo_labels": 2, "train.pseudo_threshold": 0.2}
     every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
-                  "train.min_steps": 3, "train.ema": 0.9, "train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
-    every[2] |= {"train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
+                  "train.min_steps": 3, **changed, **taught}
+    every[2] |= {**changed, **taught}
+    every[-4] |= taught
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs
         every[0]["query.strategy"] = "meal"
     return every

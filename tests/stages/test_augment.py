@@ -20,7 +20,8 @@ from meal_gpu.records import read_rounds
 from meal_gpu.report import load_run
 from meal_gpu.report.paper import _departures
 from meal_gpu.report.words import setting
-from meal_gpu.stages.augment import Augmented, Changes, Known, drawn, moved, recoloured
+from meal_gpu.stages.augment import Augmentation, Changes, Known, drawn, moved, recoloured
+from meal_gpu.stages.lessons import Lessons
 from meal_gpu.stages.train import train_epoch
 
 GRID = Grid(2, 3, 33, 50)
@@ -130,10 +131,14 @@ def test_colours_are_torchvisions():
 
 
 def augmented(labelled: torch.Tensor, labels: torch.Tensor, images: torch.Tensor, grid: Grid, context="image",
-              **config) -> Augmented:
+              **config) -> Augmentation:
     toy = Toy()
     features = type(toy.features).of(HeldFrames.of(images, grid, context, CPU), toy.model, BACKEND, False)
-    return Augmented(features, labelled, labels, TrainConfig(**config), order())
+    return Augmentation(features, labelled, labels, TrainConfig(**config), order())
+
+
+def lessons_of(toy: Toy, augmentation: Augmentation | None) -> Lessons:
+    return Lessons(toy.features, toy.ids, toy.labels, augmentation)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -148,9 +153,9 @@ def test_labels_follow_their_pixels(seed, context):
     labels = HeldFrames.of(truth, grid, "patch", CPU)[ids]
     lesson = augmented(ids, labels, noise(3, grid.height, grid.width), grid, context, flip=True, scale=2.0)
     found = drawn(ids % within.cells, within, lesson.config, order(seed))
-    frames = ids // within.cells
-    windows = lesson.labels_of(frames, found.axes, found.cells)
-    for frame, now, (down, top, across, left), window in zip(frames.tolist(), found.cells.tolist(),
+    frames = (ids // within.cells).tolist()
+    windows = lesson.labels_of(ids, found, labels)
+    for frame, now, (down, top, across, left), window in zip(frames, found.cells.tolist(),
                                                              found.axes.tolist(), windows, strict=True):
         v0, u0, _, _ = within.box(now)
         for i in range(0, within.patch_height, 5):
@@ -181,11 +186,11 @@ def test_a_training_whose_changes_change_nothing_is_the_plain_one(frozen, batche
     for forced in (False, True):
         toy = Toy(freeze_backbone=frozen)
         torch.manual_seed(0)
-        lesson = Augmented(toy.features, toy.ids, toy.labels, TrainConfig(), order()) if forced else None
+        changed = Augmentation(toy.features, toy.ids, toy.labels, TrainConfig(), order()) if forced else None
         optimiser = torch.optim.SGD([p for p in toy.model.parameters() if p.requires_grad], 1e-3)
         losses.append(train_epoch(toy.model.train(), toy.features, toy.ids, toy.labels,
                                   [torch.tensor(batch) for batch in batches], toy.ids, optimiser, BACKEND,
-                                  augmented=lesson))
+                                  lessons=lessons_of(toy, changed)))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-3, atol=0)
 
 
@@ -193,8 +198,8 @@ def test_every_epoch_and_every_seed_draws_its_own_and_equal_seeds_the_same():
     toy = Toy()
 
     def pictures(seed: int) -> list[torch.Tensor]:
-        lesson = Augmented(toy.features, toy.ids, toy.labels, TrainConfig(**EVERY), order(seed))
-        return [next(lesson.read(toy.model.eval(), [torch.arange(6)]))[0] for _ in range(2)]
+        lessons = lessons_of(toy, Augmentation(toy.features, toy.ids, toy.labels, TrainConfig(**EVERY), order(seed)))
+        return [next(lessons.read(toy.model.eval(), [torch.arange(6)])).low for _ in range(2)]
 
     first, second = pictures(0)
     assert not torch.equal(first, second)
