@@ -56,6 +56,9 @@ class TrainConfig(Section):
     colour: Annotated[Float, Field(ge=0, le=1)] = 0.0
     """Change brightness, contrast and saturation by random factors from 1 - ``colour`` to 1 + ``colour``; 0: not at
     all."""
+    classmix: Annotated[Float, Field(ge=0, le=1)] = 0.0
+    """Part of the patches that get half of the classes of another patch of their batch pasted onto them, with their
+    pixels (ClassMix); 0: none."""
     pseudo_labels: NonNegative = 0
     """Unlabelled patches of the same image that are trained on beside each labelled one, by what the mean of the
     weights (``ema``) says of them; 0: none. What nobody has labelled anywhere is then learned as something else."""
@@ -74,7 +77,7 @@ class TrainConfig(Section):
     @property
     def changes_images(self) -> bool:
         """Its steps see other pixels than the files have."""
-        return self.flip or self.scale > 1 or self.colour > 0
+        return self.flip or self.scale > 1 or self.colour > 0 or self.classmix > 0
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -228,7 +228,7 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
 
     frames = frames_of(stores.train.images, config, backend, placement.images)
     if config.train.changes_images and config.train.factory is None and config.model.freeze_backbone:
-        _log.info("Training changes images (train.flip, train.scale, train.colour): each patch of a batch goes through "
+        _log.info("Training changes images (train.flip, scale, colour or classmix): each patch of a batch goes through "
                   "the frozen backbone in every step. Scoring and evaluation use features that are computed once.")
     shards = None
     if workers is not None:

@@ -107,7 +107,7 @@ def _recipe(train: TrainConfig) -> dict[str, tuple[object, object]]:
     """What neither of the paper's trainings has."""
     return {f"train.{key}": (getattr(train, key), TrainConfig.model_fields[key].default)
             for key in ("schedule", "optimizer", "min_steps", "ema", "flip", "scale", "colour",
-                        "pseudo_labels")}
+                        "classmix", "pseudo_labels")}
 
 
 def _differences(settings: dict[str, tuple[object, object]]) -> list[str]:

@@ -72,6 +72,7 @@ def recipe(train: TrainConfig) -> str:
     parts += ["flips"] if train.flip else []
     parts += [f"zooms up to {train.scale:g}"] if train.scale > 1 else []
     parts += [f"other colours ({train.colour:g})"] if train.colour else []
+    parts += [f"ClassMix on {train.classmix:.0%}"] if train.classmix else []
     return f" with {_list(parts)}" if parts else ""
 
 

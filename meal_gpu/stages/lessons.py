@@ -12,6 +12,7 @@ from ..data.frames import sent
 from ..network.features import Features
 from ..network.interface import Network
 from .augment import Augmentation
+from .mixing import Mixing
 from .recipe import MovingMean
 from .teacher import Teacher
 
@@ -35,17 +36,22 @@ class Lessons:
     """The lessons of a training on patches int64 ``[n]`` and their labels uint8 ``[n, patch_height, patch_width]``."""
 
     def __init__(self, features: Features, ids: Tensor, labels: Tensor, augmentation: Augmentation | None = None,
-                 teacher: Teacher | None = None, host_ids: Tensor | None = None) -> None:
-        self.features, self.labels, self.augmentation, self.teacher = features, labels, augmentation, teacher
+                 teacher: Teacher | None = None, mixing: Mixing | None = None,
+                 host_ids: Tensor | None = None) -> None:
+        self.features, self.labels = features, labels
+        self.augmentation, self.teacher, self.mixing = augmentation, teacher, mixing
         self.host_ids = ids.cpu() if host_ids is None else host_ids
 
     @classmethod
-    def of(cls, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, order: torch.Generator,
-           mean: MovingMean) -> "Lessons":
+    def of(cls, model: Network, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig,
+           order: torch.Generator, mean: MovingMean) -> "Lessons":
         """As the config has it. What is drawn for them depends on where ``order`` began, and changes nothing of it."""
-        return cls(features, ids, labels,
-                   Augmentation(features, ids, labels, config, order) if config.changes_images else None,
-                   Teacher(features, ids.cpu(), config, order, mean) if config.pseudo_labels else None)
+        augmentation = Augmentation(features, ids, labels, config, order) if config.changes_images else None
+        teacher = Teacher(features, ids.cpu(), config, order, mean) if config.pseudo_labels else None
+        mixing = None
+        if config.classmix:
+            mixing = Mixing(config.classmix, model.classes, features.frames.grid, order, ids.device)
+        return cls(features, ids, labels, augmentation, teacher, mixing)
 
     def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[Lesson]:
         """Of each batch, int64 positions on the host; each is made when it is asked for."""
@@ -64,9 +70,15 @@ class Lessons:
                 yield Lesson(low, high, ids % cells, torch.cat([self.labels[batch], more]), len(batch))
             return
         changed, pixels = self.augmentation.drawn(patches), self.features.frames.read(frames)
-        for (batch, ids), more, changes, whole in zip(given, taught, changed, pixels, strict=True):
+        sizes = [len(batch) for batch in batches]
+        partners = self.mixing.drawn(sizes, [len(ids) - n for ids, n in zip(patches, sizes, strict=True)]
+                                     ) if self.mixing else []
+        steps = zip(given, taught, changed, pixels, strict=True)
+        for step, ((batch, ids), more, changes, whole) in enumerate(steps):
             labels = self.augmentation.labels_of(ids, changes, torch.cat([self.labels[batch], more]))
             pictures = self.augmentation.pictures(whole, changes)
+            if self.mixing:
+                pictures, labels = self.mixing(pictures, labels, changes.cells, partners[step])
             with self.features.backend.autocast():
                 low, high = model.features(pictures)
             yield Lesson(low, high, changes.cells, labels, len(batch))
