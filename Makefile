@@ -43,6 +43,7 @@ lint: $(VENV)/.test
 docs: $(VENV)/.base
 	$(BIN)/python -m meal_gpu.configs.document docs/configuration.md
 	$(BIN)/python -m meal_gpu.bench.show.markdown
+	$(BIN)/python -m meal_gpu.bench.show.recipe
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo

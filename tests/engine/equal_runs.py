@@ -33,7 +33,7 @@ def cells() -> list[dict[str, Any]]:
               "data.placement": placement, "model.cache_features": "auto" if placement == "resident" else "never"}
              for frozen, (context, sample), placement in itertools.product(
                  [True, False], sampled, ["resident", "streamed"])]
-    changed = {"train.flip": True, "train.scale": 2.0, "train.colour": 0.4}
+    changed = {"train.flip": True, "train.scale": 2.0, "train.colour": 0.4, "train.classmix": 0.5}
     taught = {"train.ema": 0.9, "train.pseudo_labels": 2, "train.pseudo_threshold": 0.2}
     every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
                   "train.min_steps": 3, **changed, **taught}

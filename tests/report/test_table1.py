@@ -45,7 +45,8 @@ def camvid(tmp_path):
 
 def test_the_shipped_sweeps_span_table_1():
     """Every value of Table 1 has its runs, with the paper's training; and there is no other run."""
-    assert shipped(sweeps=True) == ["demo_compared", "strategies_camvid", "table1_camvid", "table1_cityscapes"]
+    assert shipped(sweeps=True) == ["demo_compared", "recipe_camvid", "strategies_camvid", "table1_camvid",
+                                     "table1_cityscapes"]
     for name, seeds in (("table1_camvid", 3), ("table1_cityscapes", 1)):
         dataset = name.removeprefix("table1_")
         points = load_points(name)

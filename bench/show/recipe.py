@@ -1,0 +1,91 @@
+"""What the parts of the recipe are worth, a table in ``docs/results.md``: ``python -m meal_gpu.bench.show.recipe``.
+
+Made of ``bench/results/camvid_recipe``: ``small.yaml``, the sweep; a folder of each of its points with the run's
+``rounds.jsonl``; and ``steps.json`` of `parts.recipe`, what a step of each costs.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from meal_gpu.config import Config
+from meal_gpu.errors import InputError
+from meal_gpu.files import write_atomic
+from meal_gpu.sweepfile import load_points
+
+HERE = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "camvid_recipe"
+SWEEP, STEPS = "small.yaml", "steps.json"
+BEGIN = "<!-- recipe: written by python -m meal_gpu.bench.show.recipe, do not edit -->"
+END = "<!-- recipe: end -->"
+RARE = ("Pole", "SignSymbol", "Pedestrian", "Bicyclist")
+
+
+def table(results: Path = RESULTS) -> str:
+    """The first point of the sweep has no part; the others are set against it."""
+    points = load_points(results / SWEEP)
+    plain, measured = points[0], {point.name: _last(results / point.name) for point in points}
+    costs: dict[str, Any] = json.loads((results / STEPS).read_text()) if (results / STEPS).exists() else {"steps": {}}
+    rows = [["part", "what is set", "mIoU", "difference", "rare classes", "steps", "time of a step"], ["---"] * 7]
+    base, missing = measured[plain.name], []
+    for point in points:
+        last, part = measured[point.name], point.name.partition("-seed-")[0]
+        if last is None or base is None:
+            missing.append(f"`{part}`")
+            continue
+        rows.append([part, _set(point.config, plain.config) or "–", f"{last['miou']:.3f}",
+                     "" if point is plain else f"{last['miou'] - base['miou']:+.3f}",
+                     f"{sum(last['iou'][name] or 0 for name in RARE) / len(RARE):.3f}",
+                     f"{_steps(point.config, last['n_labelled']):,}", _cost(costs["steps"].get(part))])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    if missing:
+        text += f"\n\nNot measured yet: {', '.join(missing)}."
+    if costs["steps"]:
+        text += (f"\n\nTimes of a step: {costs['what']}, in turns, over a plain step beside it, median (20–80 %); "
+                 f"{costs['cpu']}, threads: {costs['threads']}, torch {costs['torch']}.")
+    return text + "\n"
+
+
+def _last(directory: Path) -> dict[str, Any] | None:
+    """The one round of a run: its score is that of the last epoch, chosen by nobody."""
+    file = directory / "rounds.jsonl"
+    if not file.exists():
+        return None
+    found: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
+    return {**found["last"], "n_labelled": found["n_labelled"]}
+
+
+def _set(config: Config, plain: Config) -> str:
+    mine, its = config.flat(), plain.flat()
+    return ", ".join(f"`{key}: {json.dumps(mine[key]).strip(chr(34))}`" for key in mine if mine[key] != its[key])
+
+
+def _steps(config: Config, n_labelled: int) -> int:
+    per_epoch = n_labelled // config.train.batch_size
+    return per_epoch * config.train.lasting(config.train.final_epochs, per_epoch)
+
+
+def _cost(ratios: list[float] | None) -> str:
+    return "–" if ratios is None else f"× {ratios[1]:.2f} ({ratios[0]:.2f}–{ratios[2]:.2f})"
+
+
+def updated(page: str, content: str) -> str:
+    """A page with new content between its marks. Raises `InputError` where they are missing."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{PAGE} lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
+    return f"{before}{BEGIN}\n{content}{END}{after}"
+
+
+def main() -> None:
+    text = PAGE.read_text()
+    new = updated(text, table())
+    if new != text:
+        write_atomic(PAGE, new.encode())
+        print(f"updated {PAGE}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
