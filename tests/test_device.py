@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import meal_gpu.engine.acquire as acquire_module
-from meal_gpu.config import ModelConfig, QueryConfig
+from meal_gpu.config import ModelConfig, QueryConfig, TrainConfig
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.engine.acquire import acquire
 from meal_gpu.engine.experiment import prepare
@@ -31,13 +31,18 @@ from meal_gpu.network.features import Features, logits_of
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import Score, confusion
+from meal_gpu.stages.lessons import Lessons
 from meal_gpu.stages.predict import predict, predict_batch
+from meal_gpu.stages.recipe import MovingMean
 from meal_gpu.stages.statistics import STATISTICS, tiles_on
+from meal_gpu.stages.teacher import Teacher
 from meal_gpu.stages.train import patch_loss, train_epoch
 from meal_gpu.strategies.select import STRATEGIES, PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
 
 CUDA = torch.device("cuda")
+WHOLE = TrainConfig(ema=0.9, pseudo_labels=2, pseudo_threshold=0.2, flip=True, scale=2.0, colour=0.4, classmix=0.5)
+"""Every part of the recipe that a step sees."""
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) and not torch.cuda.is_available(),
     reason="older PyTorch asks the driver for the device of a pretended index")
@@ -155,6 +160,33 @@ def test_an_epoch_sends_its_indices_and_waits_for_nothing(pretended, sizes, monk
             loss = train_epoch(model, features, ids, labels, batches, host_ids, optimiser, tiny_backend())
         assert (counted.reads, counted.sends) == ({}, sends)
         assert loss.device.type == "cuda"
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_an_epoch_of_the_whole_recipe_waits_for_nothing(pretended, monkeypatch):
+    """What it draws is sent before its first step, in as few copies as there are kinds of it.
+
+    But for what depends on the host's own values, pretended as well: which patches the teacher is asked for, and where
+    ClassMix pastes.
+    """
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
+    monkeypatch.setattr(Teacher, "chosen", lambda teacher, patches: torch.cat([patches, patches]))
+    config = WHOLE.model_copy(update={"classmix": 0.0})
+    images, model = pretended
+    features = Features.of(HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CUDA), model, tiny_backend(), True)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+    labels, host_ids = torch.zeros(8, 32, 32, dtype=torch.uint8, device=CUDA), torch.arange(8, 16)
+    ids, batches, order = host_ids.to(CUDA), torch.arange(8).split(4), torch.Generator().manual_seed(0)
+    mean = MovingMean(model, config.ema)
+    lessons = Lessons.of(model.train(), features, ids, host_ids, labels, config, order, mean)
+    for _ in range(2):
+        with Transfers() as counted:
+            loss = train_epoch(model, features, ids, labels, batches, host_ids, optimiser, tiny_backend(),
+                               mean.follow, lessons)
+        assert counted.reads == {}
+        assert counted.sends.get("frames.py: to_copy", 0) <= 9
+        assert loss.device.type == "cuda"
+    assert set(counted.sends) == {"frames.py: to_copy"}
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type")
@@ -323,7 +355,8 @@ UNREPEATABLE = {"cumsum", "histc", "bincount", "kthvalue", "median", "put_", "sc
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_training_step_has_only_operations_that_repeat_themselves_on_cuda(frozen):
+@pytest.mark.parametrize("whole", [False, True], ids=["paper", "recipe"])
+def test_a_training_step_has_only_operations_that_repeat_themselves_on_cuda(frozen, whole):
     """A training on CUDA raises at anything else, and that only there: forward and backward, frozen and finetuned."""
     model, backend = tiny_model(freeze_backbone=frozen), tiny_backend()
     frames = HeldFrames.of(noise(4, 64, 96), Grid(2, 3, 64, 96), "image", torch.device("cpu"))
@@ -331,8 +364,11 @@ def test_a_training_step_has_only_operations_that_repeat_themselves_on_cuda(froz
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
     ids = torch.tensor([0, 1, 7, 13])
     labels = torch.zeros(4, 32, 32, dtype=torch.uint8)
+    mean = MovingMean(model, WHOLE.ema)
+    lessons = Lessons.of(model, features, ids, ids, labels, WHOLE, torch.Generator(), mean) if whole else None
     with Made() as made:
-        train_epoch(model.train(), features, ids, labels, [torch.arange(4)], ids, optimiser, backend)
+        train_epoch(model.train(), features, ids, labels, [torch.arange(4)], ids, optimiser, backend, mean.follow,
+                    lessons)
     names = {name for name, *_ in made.operations}
     assert {"convolution_backward", "native_batch_norm_backward"} & names
     assert names & UNREPEATABLE == set()

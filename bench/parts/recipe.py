@@ -39,7 +39,7 @@ def step_of(config: Config, features: Features) -> Callable[[], None]:
     ids = images * grid.cells + images % grid.cells
     labels = torch.randint(0, 11, (len(ids), grid.patch_height, grid.patch_width), generator=order, dtype=torch.uint8)
     optimiser, mean = optimiser_of(model, config.train), MovingMean(model, config.train.ema)
-    lessons = Lessons.of(model, features, ids, labels, config.train, order, mean)
+    lessons = Lessons.of(model, features, ids, ids, labels, config.train, order, mean)
 
     def step() -> None:
         train_epoch(model.train(), features, ids, labels, [batch], ids, optimiser, features.backend, mean.follow,

@@ -168,7 +168,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         "  embed": embed,
         "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the middle of a run"
                    + ("; a pass of the backbone for each changed image comes on top, not counted"
-                      if train.changes_images else ""),
+                      if train.changes_images else "")
+                   + ("; pseudo-labels come on top, not counted" if train.pseudo_labels else ""),
         "  evaluate": f"{validating} for {evaluations} times {n_val:,} images",
     }
 

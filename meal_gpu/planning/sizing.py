@@ -249,9 +249,11 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
     frame, batch = config.data.tiling().within(config.data.context), config.train.batch_size
     if config.train.sample == "image":
         batch *= frame.cells
+    batch *= 1 + config.train.pseudo_labels
     shapes = model.map_shapes(frame.height, frame.width)
     low_size, high_size = shapes[0][1:], shapes[1][1:]
-    cached, pretended = config.model.freeze_backbone, replace(backend, device=torch.device("cpu"))
+    cached = config.model.freeze_backbone and not config.train.changes_images
+    pretended = replace(backend, device=torch.device("cpu"))
 
     def step(network: DeepLabV3Plus) -> None:
         windows = Windows.of_grid(frame, low_size, high_size, RATES, pretended.device)

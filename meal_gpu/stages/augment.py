@@ -81,13 +81,14 @@ class Augmentation:
         self.row_of[ids] = torch.arange(len(ids), device=ids.device)
         self.known = Known.on(ids.device)
 
-    def drawn(self, patches: Sequence[Tensor]) -> list[Changes]:
+    def drawn(self, patches: Sequence[Tensor]) -> tuple[list[Changes], list[Tensor]]:
         """For each batch of patches, int64 ``[B]`` on the host; sent to the device in as few copies as there are
-        kinds of numbers."""
+        kinds of numbers. And where the patches then lie, for the host."""
         changes = [drawn(ids % self.grid.cells, self.grid, self.config, self.draws) for ids in patches]
-        return [Changes(*parts) for parts in zip(*(
+        on_device = [Changes(*parts) for parts in zip(*(
             sent([getattr(change, field.name) for change in changes], self.device) for field in fields(Changes)),
             strict=True)]
+        return on_device, [change.cells for change in changes]
 
     def pictures(self, pixels: Tensor, changes: Changes) -> Tensor:
         """Of frames ``[B, 3, H, W]``."""

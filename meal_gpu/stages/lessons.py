@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -38,47 +37,56 @@ class Lessons:
     def __init__(self, features: Features, ids: Tensor, labels: Tensor, augmentation: Augmentation | None = None,
                  teacher: Teacher | None = None, mixing: Mixing | None = None,
                  host_ids: Tensor | None = None) -> None:
-        self.features, self.labels = features, labels
+        self.features, self.ids, self.labels = features, ids, labels
         self.augmentation, self.teacher, self.mixing = augmentation, teacher, mixing
         self.host_ids = ids.cpu() if host_ids is None else host_ids
 
     @classmethod
-    def of(cls, model: Network, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig,
+    def of(cls, model: Network, features: Features, ids: Tensor, host_ids: Tensor, labels: Tensor, config: TrainConfig,
            order: torch.Generator, mean: MovingMean) -> "Lessons":
         """As the config has it. What is drawn for them depends on where ``order`` began, and changes nothing of it."""
         augmentation = Augmentation(features, ids, labels, config, order) if config.changes_images else None
-        teacher = Teacher(features, ids.cpu(), config, order, mean) if config.pseudo_labels else None
+        teacher = Teacher(features, host_ids, config, order, mean) if config.pseudo_labels else None
         mixing = None
         if config.classmix:
             mixing = Mixing(config.classmix, model.classes, features.frames.grid, order, ids.device)
-        return cls(features, ids, labels, augmentation, teacher, mixing)
+        return cls(features, ids, labels, augmentation, teacher, mixing, host_ids)
 
     def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[Lesson]:
         """Of each batch, int64 positions on the host; each is made when it is asked for."""
-        cells, device = self.features.frames.grid.cells, self.labels.device
+        cells = self.features.frames.grid.cells
         patches = [self.host_ids[batch] for batch in batches]
-        taught: Iterator[Tensor] = repeat(self.labels[:0], len(batches))
-        if self.teacher:
-            rest = [self.teacher.chosen(ids) for ids in patches]
+        rest = [self.teacher.chosen(ids) for ids in patches] if self.teacher else None
+        if rest is not None:
             patches = [torch.cat(pair) for pair in zip(patches, rest, strict=True)]
-            taught = self.teacher.read(model, rest)
-        frames = [ids // cells for ids in patches]
-        given = zip(sent(batches, device), sent(patches, device), strict=True)
+        asked = self._asked(model, batches, rest)
         if self.augmentation is None:
             # The teacher comes before the network's own maps: it borrows the network's weights.
-            for (batch, ids), more, (low, high) in zip(given, taught, self.features.read(model, frames), strict=True):
-                yield Lesson(low, high, ids % cells, torch.cat([self.labels[batch], more]), len(batch))
+            maps = self.features.read(model, [ids // cells for ids in patches])
+            for batch, (ids, labels), (low, high) in zip(batches, asked, maps, strict=True):
+                yield Lesson(low, high, ids % cells, labels, len(batch))
             return
-        changed, pixels = self.augmentation.drawn(patches), self.features.frames.read(frames)
+        changed, places = self.augmentation.drawn(patches)
         sizes = [len(batch) for batch in batches]
         partners = self.mixing.drawn(sizes, [len(ids) - n for ids, n in zip(patches, sizes, strict=True)]
                                      ) if self.mixing else []
-        steps = zip(given, taught, changed, pixels, strict=True)
-        for step, ((batch, ids), more, changes, whole) in enumerate(steps):
-            labels = self.augmentation.labels_of(ids, changes, torch.cat([self.labels[batch], more]))
+        pixels = self.features.frames.read([ids // cells for ids in patches])
+        for step, ((ids, own), changes, whole) in enumerate(zip(asked, changed, pixels, strict=True)):
+            labels = self.augmentation.labels_of(ids, changes, own)
             pictures = self.augmentation.pictures(whole, changes)
             if self.mixing:
-                pictures, labels = self.mixing(pictures, labels, changes.cells, partners[step])
+                pictures, labels = self.mixing(pictures, labels, places[step], partners[step])
             with self.features.backend.autocast():
                 low, high = model.features(pictures)
-            yield Lesson(low, high, changes.cells, labels, len(batch))
+            yield Lesson(low, high, changes.cells, labels, sizes[step])
+
+    def _asked(self, model: Network, batches: Sequence[Tensor],
+               rest: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The patches of each batch and their labels, on the device: those that are labelled, then the teacher's."""
+        on_device = sent(batches, self.ids.device)
+        if self.teacher is None or rest is None:
+            for batch in on_device:
+                yield self.ids[batch], self.labels[batch]
+            return
+        for batch, (ids, labels) in zip(on_device, self.teacher.read(model, rest), strict=True):
+            yield torch.cat([self.ids[batch], ids]), torch.cat([self.labels[batch], labels])

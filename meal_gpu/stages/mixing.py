@@ -49,16 +49,18 @@ class Mixing:
         return torch.where(draws[:, 1] < self.part, another, own), ranks
 
     def __call__(self, pixels: Tensor, labels: Tensor, cells: Tensor, partners: Partners) -> tuple[Tensor, Tensor]:
-        """Pictures ``[B, 3, H, W]`` with patches at these cells, and the patches' labels uint8 ``[B, h, w]``."""
-        grid, entry = self.grid, torch.arange(len(pixels), device=pixels.device)[:, None, None]
-        y = torch.arange(grid.patch_height, device=pixels.device) + (cells // grid.cols * grid.patch_height)[:, None]
-        x = torch.arange(grid.patch_width, device=pixels.device) + (cells % grid.cols * grid.patch_width)[:, None]
-        at = entry, y[:, :, None], x[:, None]
-        mixed = pixels.permute(0, 2, 3, 1).clone()
-        own, known = mixed[at], labels[partners.index]
+        """Pictures ``[B, 3, H, W]`` with patches at these cells, int64 ``[B]`` on the host, and the patches' labels
+        uint8 ``[B, h, w]``."""
+        boxes = [self.grid.box(cell) for cell in cells.tolist()]
+        mixed = pixels.clone()
+        own = torch.stack([picture[:, y0:y1, x0:x1] for picture, (y0, x0, y1, x1) in zip(mixed, boxes, strict=True)])
+        known, entry = labels[partners.index], torch.arange(len(pixels), device=pixels.device)[:, None, None]
         taken = self._taken(known, partners.ranks)[entry, known.clamp(max=self.classes - 1).long()] & (known != 255)
-        mixed[at] = torch.where(taken[:, :, :, None], own[partners.index], own)
-        return mixed.permute(0, 3, 1, 2), torch.where(taken, known, labels)
+        given = torch.where(taken[:, None], own[partners.index], own)
+        # By slices: what writes by an index is refused on CUDA where equal runs are to be equal.
+        for picture, window, (y0, x0, y1, x1) in zip(mixed, given, boxes, strict=True):
+            picture[:, y0:y1, x0:x1] = window
+        return mixed, torch.where(taken, known, labels)
 
     def _taken(self, labels: Tensor, ranks: Tensor) -> Tensor:
         """Which classes are taken of each patch, bool ``[B, classes]``: half of those in it, rounded down."""

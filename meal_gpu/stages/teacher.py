@@ -36,18 +36,19 @@ class Teacher:
         """
         images = patches // self.per_image
         weights = torch.rand(len(patches), self.per_image, generator=self.draws)
-        weights[~self.unlabelled[images]] = -1
+        weights = torch.where(self.unlabelled[images], weights, -1.0)
         highest, cells = weights.topk(min(self.config.pseudo_labels, self.per_image))
         return (images[:, None] * self.per_image + cells)[highest >= 0]
 
-    def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Labels of each batch of patches, int64 ``[P]`` on the host: uint8 ``[P, patch_height, patch_width]``, 255
-        where the teacher is less sure than ``pseudo_threshold``. A batch is computed when it is asked for."""
+    def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each batch of patches, int64 ``[P]`` on the host, on the device, and their labels uint8 ``[P, patch_height,
+        patch_width]``: 255 where the teacher is less sure than ``pseudo_threshold``. Computed when they are asked for.
+        """
         grid, windows = self.features.frames.grid, self.features.windows
         maps = self.features.read(model, [ids // grid.cells for ids in batches if len(ids)])
         for ids in sent(batches, self.features.frames.device):
             if not len(ids):
-                yield torch.empty(0, grid.patch_height, grid.patch_width, dtype=torch.uint8, device=ids.device)
+                yield ids, torch.empty(0, grid.patch_height, grid.patch_width, dtype=torch.uint8, device=ids.device)
                 continue
             with torch.no_grad(), self.mean.in_place():
                 model.eval()
@@ -59,5 +60,5 @@ class Teacher:
                 model.train()
                 sure, says = pixels.float().softmax(-1).max(-1)
                 labels = torch.where(sure >= self.config.pseudo_threshold, says, 255).to(torch.uint8)
-            yield labels
+            yield ids, labels
         next(maps, None)  # a stream that has ended can be used again

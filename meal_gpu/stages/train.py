@@ -74,7 +74,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
     epochs = config.lasting(epochs, per_epoch)
     optimiser, mean = optimiser_of(model, config), MovingMean(model, config.ema)
     schedule = schedule_of(optimiser, config, epochs, per_epoch)
-    lessons = Lessons.of(model, features, ids, labels, config, order, mean)
+    lessons = Lessons.of(model, features, ids, host_ids, labels, config, order, mean)
 
     def stepped() -> None:
         schedule.step()

@@ -29,10 +29,10 @@ def test_what_ran_is_in_the_table_and_what_did_not_is_named(tmp_path):
     (tmp_path / recipe.STEPS).write_text(json.dumps({
         "steps": {"flip": [1.9, 2.0, 2.25]}, "what": "8 patches", "cpu": "Some", "threads": 1, "torch": "2.14"}))
     text = recipe.table(tmp_path)
-    assert "| plain | – | 0.400 |  | 0.075 | 576 | – |" in text
-    assert "| flip | `train.flip: true` | 0.430 | +0.030 | 0.075 | 576 | × 2.00 (1.90–2.25) |" in text
-    assert "| min_steps | `train.min_steps: 1152` | 0.500 | +0.100 | 0.075 | 1,152 | – |" in text
-    assert "Not measured yet: `scale`, `colour`" in text
+    assert "| plain | – | 0.400 |  | 0.075 | 288 | – |" in text
+    assert "| flip | `train.flip: true` | 0.430 | +0.030 | 0.075 | 288 | × 2.00 (1.90–2.25) |" in text
+    assert "| min_steps | `train.min_steps: 576` | 0.500 | +0.100 | 0.075 | 576 | – |" in text
+    assert "Not measured yet: `cosine`, `ema`" in text
     assert "8 patches, in turns, over a plain step beside it, median (20–80 %); Some, threads: 1" in text
 
 

@@ -86,7 +86,10 @@ def test_labels_are_those_of_the_mean_in_eval_mode(context, frozen):
     expected = torch.stack([p[:, y0:y1, x0:x1] for p, (y0, x0, y1, x1) in zip(whole, boxes, strict=True)])
     threshold = float(expected.max(1).values.median())
     toy.model.train()
-    labels, none = teacher_of(toy, mean, pseudo_threshold=threshold).read(toy.model, [ids, ids[:0]])
+    teacher = teacher_of(toy, mean, pseudo_threshold=threshold)
+    (same, labels), (nobody, none) = teacher.read(toy.model, [ids, ids[:0]])
+    assert torch.equal(same, ids)
+    assert len(nobody) == 0
     assert toy.model.training
     assert equal(own, state(toy.model))
     sure, says = expected.max(1)
