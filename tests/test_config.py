@@ -205,6 +205,17 @@ def test_the_papers_settings():
     assert (full.final_epochs, full.batch_size, full.lr, full.lr_decay, full.lr_decay_every) == (60, 2, 8e-4, 0.1, 20)
 
 
+def test_the_modern_recipe_asks_for_as_much_as_the_paper():
+    """And differs from the paper's config in its training and queries alone."""
+    paper, modern = Config.load("camvid"), Config.load("camvid_modern")
+    assert modern.data == paper.data
+    assert modern.model == paper.model
+    for key in ("n_initial_images", "rounds", "n_query"):
+        assert getattr(modern.query, key) == getattr(paper.query, key)
+    assert modern.train.changes_images
+    assert not paper.train.changes_images
+
+
 @given(st.builds(dict, device=st.sampled_from(["auto", "cpu"]),
                  seeds=st.lists(st.integers(0, 10**12), min_size=1, max_size=4, unique=True),
                  lr=st.floats(1e-300, 1e300), min_dist=st.floats(0, 1), n_query=st.integers(1, 50),
