@@ -42,8 +42,8 @@ def table(results: Path = RESULTS) -> str:
     if missing:
         text += f"\n\nNot measured yet: {', '.join(missing)}."
     if costs["steps"]:
-        text += (f"\n\nTimes of a step: {costs['what']}, in turns, over a plain step beside it, median (20–80 %); "
-                 f"{costs['cpu']}, threads: {costs['threads']}, torch {costs['torch']}.")
+        text += (f"\n\nTimes of a step: {costs['what']}; processors' time in turns, over that of a plain step beside "
+                 f"it, median (20–80 %); {costs['cpu']}, threads: {costs['threads']}, torch {costs['torch']}.")
     return text + "\n"
 
 

@@ -118,16 +118,16 @@ class Augmentation:
 
 
 def moved(pixels: Tensor, axes: Tensor) -> Tensor:
-    """The pictures of frames ``[B, 3, H, W]``, interpolated bilinearly; ImageNet's mean where a frame has ended."""
-    place, (height, width) = torch.arange(len(pixels), device=pixels.device), pixels.shape[2:]
+    """The pictures of frames ``[B, 3, H, W]``, interpolated bilinearly. Where a frame has ended it is mirrored: a plain
+    colour would be new to a frozen backbone, and would change the mean that the network takes over the image."""
+    place, (height, width) = torch.arange(len(pixels), device=pixels.device)[:, None], pixels.shape[2:]
     last = pixels.permute(0, 2, 3, 1)
-    above, below, part, there = _between(height, axes[:, :2])
-    rows = torch.lerp(last[place[:, None], above], last[place[:, None], below], part[:, :, None, None])
-    rows, seen = rows.transpose(1, 2), there[:, None, :]  # columns come first, so that whole ones are taken
-    before, behind, part, there = _between(width, axes[:, 2:])
-    cols = torch.lerp(rows[place[:, None], before], rows[place[:, None], behind], part[:, :, None, None])
-    shown = cols * (there[:, :, None] & seen)[:, :, :, None]
-    return shown.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+    first, second, part = _between(height, axes[:, :2])
+    rows = torch.lerp(last[place, first], last[place, second], part[:, :, None, None])
+    rows = rows.transpose(1, 2)  # columns come first, so that whole ones are taken
+    first, second, part = _between(width, axes[:, 2:])
+    cols = torch.lerp(rows[place, first], rows[place, second], part[:, :, None, None])
+    return cols.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
 
 
 def recoloured(pixels: Tensor, factors: Tensor, known: Known) -> Tensor:
@@ -146,9 +146,9 @@ def _source(at: Tensor, axis: Tensor) -> Tensor:
     return (at + 0.5) * axis[:, :1] + axis[:, 1:]
 
 
-def _between(size: int, axis: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of all pixels along an axis: the two that each is made of, the second one's part, and whether it is there."""
-    at = _source(torch.arange(size, device=axis.device).expand(len(axis), size), axis)
-    inner = (at - 0.5).clamp(0, size - 1)
+def _between(size: int, axis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all pixels along an axis: the two that each is made of, and the second one's part."""
+    at = _source(torch.arange(size, device=axis.device).expand(len(axis), size), axis).remainder(2 * size)
+    inner = (torch.minimum(at, 2 * size - at) - 0.5).clamp(0, size - 1)
     first = inner.floor()
-    return first.long(), (first.long() + 1).clamp(max=size - 1), inner - first, (at >= 0) & (at < size)
+    return first.long(), (first.long() + 1).clamp(max=size - 1), inner - first

@@ -84,23 +84,26 @@ def test_a_window_lies_in_its_patch_or_around_it(seed):
 
 
 def plainly(image: torch.Tensor, axes: list[float]) -> torch.Tensor:
-    """Pixel by pixel, in float64."""
+    """Pixel by pixel, in float64; mirrored at the frame's edges."""
     height, width = image.shape[1:]
     out, (down, top, across, left) = torch.zeros_like(image, dtype=torch.float64), axes
     for i in range(height):
         for j in range(width):
             y, x = (i + 0.5) * down + top, (j + 0.5) * across + left
-            if 0 <= y < height and 0 <= x < width:
-                y, x = min(max(y - 0.5, 0), height - 1), min(max(x - 0.5, 0), width - 1)
-                for v, wy in ((math.floor(y), 1 - y % 1), (min(math.floor(y) + 1, height - 1), y % 1)):
-                    for u, wx in ((math.floor(x), 1 - x % 1), (min(math.floor(x) + 1, width - 1), x % 1)):
-                        out[:, i, j] += wy * wx * image[:, v, u].double()
+            while not 0 <= y <= height:
+                y = -y if y < 0 else 2 * height - y
+            while not 0 <= x <= width:
+                x = -x if x < 0 else 2 * width - x
+            y, x = min(max(y - 0.5, 0), height - 1), min(max(x - 0.5, 0), width - 1)
+            for v, wy in ((math.floor(y), 1 - y % 1), (min(math.floor(y) + 1, height - 1), y % 1)):
+                for u, wx in ((math.floor(x), 1 - x % 1), (min(math.floor(x) + 1, width - 1), x % 1)):
+                    out[:, i, j] += wy * wx * image[:, v, u].double()
     return out
 
 
 def test_pixels_are_those_of_a_plain_loop():
     pixels = normalise(noise(4, 33, 50))
-    _, found = changes(n=4, flip=True, scale=2.0)
+    _, found = changes(n=4, flip=True, scale=4.0)
     pictures = moved(pixels, found.axes)
     assert pictures.is_contiguous(memory_format=torch.channels_last)
     for picture, image, axes in zip(pictures, pixels, found.axes.tolist(), strict=True):
