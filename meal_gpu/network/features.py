@@ -106,6 +106,17 @@ class Features:
         # A loop would hold a batch's pixels while the next is made.
         yield from map(lambda part: (part[0], (self._seen(part[1]),)), self.frames.scan(self.batch))  # noqa: C417
 
+    def some(self, frames: Tensor) -> Iterator[tuple[int, Given]]:
+        """The same of some frames, int64 ``[n]`` on the host, in batches of the same shape: how many each holds."""
+        batches = list(frames.split(self.batch)) if len(frames) else []
+        if self.cache is not None:
+            for index in sent(batches, self.frames.device):
+                low, high = (filled(cache[index].permute(0, 3, 1, 2), self.batch) for cache in self.cache)
+                yield len(index), (low, high)
+            return
+        for index, pixels in zip(batches, self.frames.read(batches), strict=True):
+            yield len(index), (self._seen(pixels),)
+
     def _seen(self, pixels: Tensor) -> Tensor:
         pixels = filled(pixels, self.batch)
         return pixels.flip(3).contiguous(memory_format=torch.channels_last) if self.mirrored else pixels
