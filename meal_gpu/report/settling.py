@@ -131,7 +131,7 @@ def advice(found: Sequence[Change], class_names: Sequence[str], rounds: int) -> 
 def settled(latest: Sequence[Change]) -> bool:
     """Whether the mean of the last kappas reaches the level."""
     values = [one.kappa for one in latest[-LAST:] if one.kappa is not None]
-    return len(values) == LAST and float(np.mean(values)) >= AGREED
+    return len(values) == LAST and round(float(np.mean(values)), 6) >= AGREED
 
 
 def _trend(values: Sequence[float]) -> str:
