@@ -110,20 +110,19 @@ def _misfit(arrays: dict[str, np.ndarray], images: Sequence[int], check: int) ->
 def advice(found: Sequence[Change], class_names: Sequence[str], rounds: int) -> str:
     """In one line, by the changes up to the last of so many ``rounds``."""
     if not found:
-        return "By predictions nothing yet: it takes two rounds whose predictions on the stop set are there."
+        return "Whether predictions still change, nothing yet: it takes two rounds whose predictions are there."
     latest = [one for one in found if one.round >= rounds - LAST]
     values = [one.kappa for one in latest if one.kappa is not None]
-    on = f"on {found[-1].images} images that stay the same"
+    on = f"Predictions on {found[-1].images} fixed images"
     if not latest or latest[-1].round != rounds - 1:
-        return "By predictions nothing: those of the last two rounds are not there."
+        return "Whether predictions still change, nothing: those of the last two rounds are not there."
     if len(values) < len(latest):
-        return f"By predictions {on} nothing: the network gave all of them one class."
-    shown = f"kappa of a round and the one before it: {', '.join(f'{value:.3f}' for value in values)}"
+        return f"{on} say nothing: the network gave all pixels one class."
+    shown = f"kappa between a round and the one before: {', '.join(f'{value:.3f}' for value in values)}"
     if settled(latest):
-        said = f"By predictions {on} they have stopped changing ({shown}; their mean is at least {AGREED})."
+        said = f"{on} have stopped changing ({shown}; their mean is at least {AGREED})."
     else:
-        said = (f"By predictions {on} they still change ({shown}{_trend(values)}; a mean of {AGREED} would say that "
-                "they have stopped).")
+        said = f"{on} still change ({shown}{_trend(values)}; a mean of {AGREED} would say that they have stopped)."
     most = ", ".join(f"{name} {share:.0%}" for name, share in most_moved(latest[-1], class_names))
     return f"{said} Most in the last round: {most}." if most else said
 
