@@ -106,6 +106,20 @@ class Features:
         # A loop would hold a batch's pixels while the next is made.
         yield from map(lambda part: (part[0], (self._seen(part[1]),)), self.frames.scan(self.batch))  # noqa: C417
 
+    def some(self, model: Network, frames: Tensor) -> Iterator[Maps]:
+        """The same maps of some frames, int64 ``[n]`` on the host, a batch at a time; the backbone's batches are of the
+        shape of a `scan`, so that they do not depend on where maps are kept."""
+        batches = list(frames.split(self.batch)) if len(frames) else []
+        if self.cache is not None:
+            for index in sent(batches, self.frames.device):
+                low, high = (cache[index].permute(0, 3, 1, 2) for cache in self.cache)
+                yield low, high
+            return
+        for index, pixels in zip(batches, self.frames.read(batches), strict=True):
+            with self.backend.autocast():
+                low, high = (part[: len(index)] for part in maps_of(model, (self._seen(pixels),)))
+            yield low, high
+
     def _seen(self, pixels: Tensor) -> Tensor:
         pixels = filled(pixels, self.batch)
         return pixels.flip(3).contiguous(memory_format=torch.channels_last) if self.mirrored else pixels
