@@ -1,6 +1,6 @@
 """Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,6 +16,7 @@ from ..network.interface import Network, Upsampling
 from ..network.model import DeepLabV3Plus
 from ..network.windows import along
 from ..timing import Progress, no_progress
+from .members import DISAGREEMENTS, disagreements, logits_of_each
 from .sampling import mutual_information
 from .statistics import STATISTICS, Tiles, measure, ratio, tiles_on
 
@@ -37,7 +38,8 @@ PLAIN = How()
 BASE = ("score", "features", "probabilities")
 """What a pass may be asked for, beside `STATISTICS` and `BEYOND`."""
 BEYOND = {"bald": "what samples of the network with dropped units disagree about, nats",
-          "mirrored": "the score of the frames seen in a mirror: a second pass"}
+          "mirrored": "the score of the frames seen in a mirror: a second pass",
+          **DISAGREEMENTS}
 """What costs more than the pass itself."""
 
 
@@ -100,7 +102,7 @@ class PatchMaps:
 @torch.no_grad()
 def predict(model: Network, features: Features, needs: Collection[str], score: str, backend: Backend,
             progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
-            filled: Tensor | None = None, how: How = PLAIN) -> Predictions:
+            filled: Tensor | None = None, how: How = PLAIN, members: Sequence[Network] = ()) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
 
     Parameters
@@ -115,15 +117,19 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
     filled
         int64 ``[n_patches, 2]``: pixel rows and columns of each patch that its image fills, where some do not fill
         theirs. The scores are the means over these pixels; everything else is that of the whole patch.
+    members
+        The other networks of an ensemble, for `DISAGREEMENTS`.
 
     Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
     for the whole pool, without waiting.
     """
     if vectors is not None and "features" in needs:
-        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how)
+        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how,
+                       members=members)
         return replace(seen, features=vectors(), constant_features=True)
     if "mirrored" in needs:
-        seen = predict(model, features, set(needs) - {"mirrored"}, score, backend, progress, filled=filled, how=how)
+        seen = predict(model, features, set(needs) - {"mirrored"}, score, backend, progress, filled=filled, how=how,
+                       members=members)
         mirror = replace(features, cache=None, memo=None, mirrored=True)  # what is kept is of the frames as they are
         other = predict(model, mirror, {"score"}, score, backend, progress, filled=filled, how=how)
         return replace(seen, measured={**seen.measured, "mirrored": other.whole("score")})
@@ -144,8 +150,10 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         held[name][frames.start * cells :][:n] = values[:n]
 
     means = features.means[features.logits_size], features.means[features.high_size]
-    more = () if plain else (features.mirrored, how, tiles_on(
-        features.frames.grid, features.logits_size, features.frames.device, features.align_corners))
+    more = () if plain else (
+        features.mirrored, how,
+        tiles_on(features.frames.grid, features.logits_size, features.frames.device, features.align_corners),
+        [for_scoring(member, backend) for member in members])
     for frames, given in features.given():
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
@@ -194,7 +202,7 @@ def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, l
 
 def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
                   wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, mirrored: bool,
-                  how: How, tiles: Tiles) -> list[Tensor]:
+                  how: How, tiles: Tiles, members: Sequence[Network] = ()) -> list[Tensor]:
     """Whatever is wanted of a batch, in that order. The frames come mirrored where ``mirrored`` says so."""
     with backend.autocast():
         maps = maps_of(model, given)
@@ -204,6 +212,7 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
             logits: Tensor = model.decoder.classify(inputs)
         else:
             logits = model.logits(*maps, up)
+    as_made = logits
     if how.temperature != 1:
         logits = logits.float() / how.temperature
     if mirrored:
@@ -218,16 +227,23 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
         assert isinstance(model, DeepLabV3Plus)  # `prepare` has refused others
         unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
         found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
+    names = [name for name in DISAGREEMENTS if name in wanted]
+    if names:
+        apart = disagreements(names, logits_of_each(as_made, members, given, maps, up, backend))
+        found |= zip(names, tiles.means(torch.stack(apart, 1)).unbind(1), strict=True)
     return [found[name] for name in wanted]
 
 
-def passes(needs: Collection[str], how: How) -> dict[str, int]:
-    """What a look costs, by name: ``pool``, forward passes over the pool; ``samples``, of dropped units, per pass."""
+def passes(needs: Collection[str], how: How, members: Sequence[Network] = ()) -> dict[str, int]:
+    """What a look costs, by name: ``pool``, forward passes over the pool; ``samples``, of dropped units, per pass;
+    ``members``, further networks that ran in a pass: whole, or everything behind the frozen backbone that they share.
+    """
     known = {*BASE, *STATISTICS, *BEYOND}.intersection(needs)
     if not known:
         return {}
     samples = {f"samples_{how.dropout}": how.samples} if "bald" in known else {}
-    return {"pool": 1 + ("mirrored" in known), **samples}
+    others = {"members": len(members)} if known & DISAGREEMENTS.keys() else {}
+    return {"pool": 1 + ("mirrored" in known), **samples, **others}
 
 
 def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ def cells() -> list[dict[str, Any]]:
                  [True, False], sampled, ["resident", "streamed"])]
     every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
                   "train.min_steps": 3, "train.ema": 0.9}
+    for cell in (every[1], every[6]):  # frozen and finetuned
+        cell |= {"query.strategy": "ensemble", "query.members": 2}
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs
         every[0]["query.strategy"] = "meal"
     return every
