@@ -89,7 +89,7 @@ class QueryConfig(Section):
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
     score: Literal["entropy", "least_confidence", "margin", "ratio"] = "entropy"
     """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities; ``ratio``: the second
-    largest by the largest, at stride 4."""
+    largest by the largest."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     min_distance: Annotated[Float, Field(ge=0, le=1)] = 0.0

@@ -99,7 +99,7 @@ def test_strategies_wait_for_nothing_before_their_ids(pretended, monkeypatch):
     free = torch.ones(36, dtype=torch.bool, device=CUDA)
     try:
         with Transfers() as counted:
-            needs = {"score", "features", "probabilities", "mirrored", *STATISTICS, *DISAGREEMENTS}
+            needs = {"score", "features", "probabilities", "mirrored", "flip_js", *STATISTICS, *DISAGREEMENTS}
             seen = predict(model, features, needs, "entropy", tiny_backend(), members=[model, model])
         assert counted.reads == {}
         for name, strategy in STRATEGIES.items():

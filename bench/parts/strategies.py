@@ -64,7 +64,7 @@ def _passes(ground: Ground) -> list[Case]:
     for where in ("last", "decoder", "all"):
         sampled = look(frozenset({"bald"}), How(dropout=where, samples=5))
         found.append(Case(f"bald, {where}", patches, "patches", sampled, Work(), note="5 samples"))
-    mirrored = look(frozenset({"score", "mirrored"}), How())
+    mirrored = look(frozenset({"score", "mirrored", "flip_js"}), How())
     return [*found, Case("mirrored", patches, "patches", mirrored, Work(), note="a second pass, from the pixels")]
 
 

@@ -128,7 +128,7 @@ def query(
     seed, round
         Equal ones give equal answers. Count ``round`` up with each query.
     score
-        ``entropy``, ``least_confidence`` or ``margin``, per pixel, averaged over the patch.
+        ``entropy``, ``least_confidence``, ``margin`` or ``ratio``, per pixel, averaged over the patch.
     n_informative
         Of how many candidates of highest score ``meal`` and ``meal_ft`` choose; 200 by default, and never below n.
     selector, min_distance, umap

@@ -18,7 +18,7 @@ from ..network.windows import along
 from ..timing import Progress, no_progress
 from .members import DISAGREEMENTS, disagreements, logits_of_each
 from .sampling import mutual_information
-from .statistics import STATISTICS, Tiles, measure, ratio, tiles_on
+from .statistics import STATISTICS, Tiles, measure, tiles_on
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,10 @@ BASE = ("score", "features", "probabilities")
 """What a pass may be asked for, beside `STATISTICS` and `BEYOND`."""
 BEYOND = {"bald": "what samples of the network with dropped units disagree about, nats",
           "mirrored": "the score of the frames seen in a mirror: a second pass",
+          "flip_js": "what the frames and their mirror images disagree about (Jensen-Shannon, nats): the same pass",
           **DISAGREEMENTS}
 """What costs more than the pass itself."""
+MIRRORED = frozenset({"mirrored", "flip_js"})
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         Any of ``score``, ``features``, ``probabilities``, `STATISTICS` and `BEYOND`; other names are others' business.
         Nothing else is computed.
     score
-        ``entropy``, ``least_confidence`` or ``margin``, as `meal_gpu.kernels.patch_entropy` has them; or ``ratio``.
+        ``entropy``, ``least_confidence``, ``margin`` or ``ratio``, as `meal_gpu.kernels.patch_entropy` has them.
     vectors
         Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
     filled
@@ -127,16 +129,10 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how,
                        members=members)
         return replace(seen, features=vectors(), constant_features=True)
-    if "mirrored" in needs:
-        seen = predict(model, features, set(needs) - {"mirrored"}, score, backend, progress, filled=filled, how=how,
-                       members=members)
-        mirror = replace(features, cache=None, memo=None, mirrored=True)  # what is kept is of the frames as they are
-        other = predict(model, mirror, {"score"}, score, backend, progress, filled=filled, how=how)
-        return replace(seen, measured={**seen.measured, "mirrored": other.whole("score")})
     wanted = tuple(name for name in (*BASE, *STATISTICS, *BEYOND) if name in needs)
     if not wanted:
         return Predictions()
-    plain = set(wanted) <= set(BASE) and how.temperature == 1 and not features.mirrored
+    plain = set(wanted) <= set(BASE) and how.temperature == 1
     of_batch = backend.compiled(predict_batch) if plain else measure_batch
     cells, network = features.frames.grid.cells, for_scoring(model, backend)
     # One block each, from the first batch on: small results of every batch between its large temporaries would leave
@@ -151,14 +147,14 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
 
     means = features.means[features.logits_size], features.means[features.high_size]
     more = () if plain else (
-        features.mirrored, how,
-        tiles_on(features.frames.grid, features.logits_size, features.frames.device, features.align_corners),
+        how, tiles_on(features.frames.grid, features.logits_size, features.frames.device, features.align_corners),
         [for_scoring(member, backend) for member in members])
-    for frames, given in features.given():
+    batches = features.given_twice() if MIRRORED.intersection(wanted) else features.given()
+    for frames, given, *mirror in batches:
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
         found = of_batch(network, given, features.upsampling, *means, features.frames.grid, wanted, score, backend,
-                         real, *more)
+                         real, *more, *mirror)
         for name, values in zip(wanted, found, strict=True):
             keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
@@ -179,7 +175,7 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     """What of `BASE` is wanted, in that order."""
     found = []
     if "score" in wanted:
-        found.append(mean_scores(logits, grid, score, filled, low, align_corners))
+        found.append(mean_scores(logits, grid, score, filled, align_corners))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
@@ -187,11 +183,8 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     return found
 
 
-def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means,
-                align_corners: bool = True) -> Tensor:
-    """Mean score per pixel of each patch, float32 ``[B * cells]``; ``ratio`` at stride 4, and of whole patches."""
-    if score == "ratio":
-        return patch_means(ratio(logits)[:, None], *low).squeeze(1)
+def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, align_corners: bool = True) -> Tensor:
+    """Mean score per pixel of each patch, float32 ``[B * cells]``."""
     size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
     if filled is None:
         sums = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners)
@@ -201,9 +194,9 @@ def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, l
 
 
 def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
-                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, mirrored: bool,
-                  how: How, tiles: Tiles, members: Sequence[Network] = ()) -> list[Tensor]:
-    """Whatever is wanted of a batch, in that order. The frames come mirrored where ``mirrored`` says so."""
+                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, how: How, tiles: Tiles,
+                  members: Sequence[Network] = (), mirror: Given = ()) -> list[Tensor]:
+    """Whatever is wanted of a batch, in that order; ``mirror`` are its frames in a mirror, for `MIRRORED`."""
     with backend.autocast():
         maps = maps_of(model, given)
         inputs = None  # what the last layer of somebody's network is given, nobody knows
@@ -215,8 +208,6 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
     as_made = logits
     if how.temperature != 1:
         logits = logits.float() / how.temperature
-    if mirrored:
-        logits = logits.flip(3)
     base = [name for name in BASE if name in wanted]
     found = dict(zip(base, base_of(logits, maps[1], low, high, grid, wanted, score, filled, model.align_corners),
                      strict=True))
@@ -227,6 +218,13 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
         assert isinstance(model, DeepLabV3Plus)  # `prepare` has refused others
         unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
         found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
+    if mirror:
+        other = logits_of(model, mirror, up, backend)[0]
+        other = (other.float() / how.temperature if how.temperature != 1 else other).flip(3)
+        if "mirrored" in wanted:
+            found["mirrored"] = mean_scores(other, grid, score, filled, model.align_corners)
+        if "flip_js" in wanted:  # the mutual information of two is their Jensen-Shannon divergence
+            found["flip_js"] = tiles.means(disagreements(["disagreement"], [logits, other])[0][:, None]).squeeze(1)
     names = [name for name in DISAGREEMENTS if name in wanted]
     if names:
         apart = disagreements(names, logits_of_each(as_made, members, given, maps, up, backend))
@@ -243,7 +241,7 @@ def passes(needs: Collection[str], how: How, members: Sequence[Network] = ()) ->
         return {}
     samples = {f"samples_{how.dropout}": how.samples} if "bald" in known else {}
     others = {"members": len(members)} if known & DISAGREEMENTS.keys() else {}
-    return {"pool": 1 + ("mirrored" in known), **samples, **others}
+    return {"pool": 2 if MIRRORED & known else 1, **samples, **others}
 
 
 def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> Tensor:

@@ -59,6 +59,12 @@ def equal(view: PoolView, n: int) -> Tensor:
     return view.ranked(view.whole("mirrored"), n, view.score)
 
 
+def flip_js(view: PoolView, n: int) -> Tensor:
+    """What the network says of an image and of its mirror image, by Jensen-Shannon divergence: the disagreement that
+    `equal` has not."""
+    return view.ranked(view.whole("flip_js"), n)
+
+
 def cereals(view: PoolView, n: int) -> Tensor:
     """CEREALS (Mackowiak et al., 2018): uncertainty per expected click."""
     assert view.score is not None
@@ -103,6 +109,7 @@ SCORES: dict[str, Strategy] = {
     "ensemble_votes": Strategy(ensemble_votes, frozenset({"vote_entropy"}), ranks=True),
     "ensemble_variation": Strategy(ensemble_variation, frozenset({"variation"}), ranks=True),
     "equal": Strategy(equal, frozenset({"score", "mirrored"}), ranks=True),
+    "flip_js": Strategy(flip_js, frozenset({"flip_js"}), ranks=True),
     "cereals": Strategy(cereals, frozenset({"score"}) | NEEDS),
     "clasp": Strategy(clasp, frozenset({"class_entropy", "entropy"})),
 }

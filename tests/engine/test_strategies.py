@@ -63,7 +63,7 @@ def test_any_ranges_give_one_processs_query(made, name):
         assert all(one == found[-4] for one in found[-3:])
         assert bool(pool.free[query.ids].all())
         assert len(query.ids.unique()) == 4
-    pools = {"mirrored": 2}
+    pools = {"mirrored": 2, "flip_js": 2}
     strategy = STRATEGIES[name]
     passes = 0 if not strategy.needs else max(pools.get(need, 1) for need in strategy.needs)
     assert query.looked["passes"].get("pool", 0) == max(passes, 1)  # the quota looks at probabilities

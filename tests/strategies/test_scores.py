@@ -24,7 +24,7 @@ def double(one: object, name: str) -> np.ndarray:
 
 
 FIELDS = {"ripu": "ripu", "bald": "bald", "ensemble": "disagreement", "ensemble_votes": "vote_entropy",
-          "ensemble_variation": "variation"}
+          "ensemble_variation": "variation", "flip_js": "flip_js"}
 
 
 @pytest.mark.parametrize("name", FIELDS)
