@@ -29,11 +29,14 @@ AT_MOST = 1.3
 """What the pass for all strategies may take of MEAL's."""
 
 
-def run(config: Config, effort: Effort, patches: int = CITYSCAPES, tell: Callable[[str], None] = lambda doing: None,
-        done: Callable[[Stage], None] = lambda stage: None) -> Result:
-    """Measure both passes on the pool of a config, and every strategy on ``patches``. Raises as `round.run` does."""
+def run(config: Config, effort: Effort, patches: int = CITYSCAPES, images: int = 0,
+        tell: Callable[[str], None] = lambda doing: None, done: Callable[[Stage], None] = lambda stage: None) -> Result:
+    """Measure both passes on the pool of a config, or on some of its ``images``, and every strategy on ``patches``.
+
+    Raises as `round.run` does.
+    """
     return round.run(config, effort, part="strategies", make=lambda ground: [*_passes(ground), *_choices(patches)],
-                     tell=tell, done=done)
+                     images=images, tell=tell, done=done)
 
 
 def single() -> frozenset[str]:
