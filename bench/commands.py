@@ -117,7 +117,7 @@ def strategies(config: ConfigArgument = "demo", set_: SetOption = None, seconds:
 
     doing = Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: strategies.run(loaded, Effort(seconds, 3), patches, images, tell=doing, done=doing.done), json_,
+        measured(lambda: strategies.run(loaded, Effort(seconds, 3), patches, images, doing, doing.done), json_,
                  compare, tolerance, out, doing)
 
 
