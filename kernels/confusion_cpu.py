@@ -12,8 +12,7 @@ How it is organised, and why:
   `reference.upsample32`.
 """
 
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .jit import compiled, torch_threads
+from .jit import Kernel, torch_threads
 from .reference import FIRST, REST, taps32, vector_classes
 from .rows_cpu import BANDS, CELLS, COPY, PAD, RUN, TILE, aligned, bands, memory, mode_of, read_row, write_run
 
@@ -199,10 +198,7 @@ _SIGNATURE = (
 )
 
 
-@cache
-def kernel() -> Any:
-    """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
-    return compiled(_confusion, _SIGNATURE, parallel=True, error_model="numpy")
+KERNEL = Kernel(_confusion, _SIGNATURE, parallel=True, error_model="numpy")
 
 
 @lru_cache(maxsize=32)
@@ -234,7 +230,7 @@ def confusion(
     f32, bits, kind = memory(logits)
     parts = torch.zeros(PARTS * torch.get_num_threads(), C * C, dtype=torch.int64)
     with torch_threads():
-        kernel()(
+        KERNEL()(
             f32,
             bits,
             kind,

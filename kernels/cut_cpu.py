@@ -9,14 +9,13 @@ How it is organised, and why:
   although three channels alternate. No fused multiply-add and no reordering: the bits are those of two operations.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
 from torch import Tensor
 
-from .jit import compiled, torch_threads
+from .jit import Kernel, torch_threads
 
 TILE = 768  # values: a multiple of three channels and of the widest vectors; both statistics stay in the L1 cache
 
@@ -78,17 +77,15 @@ def _runs(frames, cols, n):  # type: ignore[no-untyped-def]
 
 
 _INDICES = "uint8[:,:,::1], int64[::1], int64[::1], int64, int64"
-_SIGNATURES = {_runs: "int64[::1](int64[::1], int64, int64)",
-               _copy: f"void({_INDICES}, uint8[:,:,::1])",
-               _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])"}  # fmt: skip
-READING = (_runs, _normalise)
-"""Of these what a pass over images calls."""
-
-
-@cache
-def kernel(function: Any) -> Any:
-    """The compiled numba function."""
-    return compiled(function, _SIGNATURES[function], parallel=function is not _runs, error_model="numpy")
+_SIGNATURES: dict[Any, str] = {
+    _runs: "int64[::1](int64[::1], int64, int64)",
+    _copy: f"void({_INDICES}, uint8[:,:,::1])",
+    _normalise: f"void({_INDICES}, float32[::1], float32[::1], float32[:,:,::1])",
+}
+KERNELS = {function: Kernel(function, signature, parallel=function is not _runs, error_model="numpy")
+           for function, signature in _SIGNATURES.items()}  # fmt: skip
+READING = KERNELS[_runs], KERNELS[_normalise]
+"""What a pass over images calls."""
 
 
 def cut(
@@ -106,13 +103,13 @@ def cut(
         return
     (rows, cols), wanted = tiles, np.ascontiguousarray(frames.numpy())
     n = len(images) * rows * cols
-    runs = kernel(_runs)(wanted, cols, n)  # compiled: a batch of small images is cut in less time than numpy takes here
+    runs = KERNELS[_runs]()(wanted, cols, n)  # a batch of small images is cut in less time than numpy takes here
     if not len(runs):
         raise ValueError(f"frames {wanted.min()} to {wanted.max()} are asked for: there are 0 to {n - 1}")
     arguments = [images.numpy().reshape(*images.shape[:2], -1), wanted, runs, rows, cols]
     if statistics is not None:
         arguments += [_tiled(values.numpy()) for values in statistics]
-    run = kernel(_copy if statistics is None else _normalise)
+    run = KERNELS[_copy if statistics is None else _normalise]()
     with torch_threads():
         run(*arguments, out.numpy().reshape(*out.shape[:2], -1))
 

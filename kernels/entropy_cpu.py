@@ -19,8 +19,7 @@ One signature serves every dtype, memory layout, score and shape, because compil
 once; the result is cached on disk beside this file, or in the user's cache, or in NUMBA_CACHE_DIR.
 """
 
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from .exp_cpu import exp, log1p
-from .jit import compiled, torch_threads
+from .jit import Kernel, torch_threads
 from .reference import FLOAT32_LIMIT, SCORES, taps
 from .rows_cpu import (
     BANDS,
@@ -196,56 +195,54 @@ def _scores(  # type: ignore[no-untyped-def]
     bands,
     y0,
     y1,
-    wy,
+    wy32,
     mode,
     x0,
     x1,
-    wx,
     start,
-    wy64,
-    wx64,
+    wy,
+    wx,
+    give_up,
+    large,
     patch_w,
     cols,
     W,
     row_sums,
     pixels,
 ):
-    """All bands of all images, in parallel.
+    """All bands of all images that are marked in large, in parallel.
 
     f32 float32 or bits uint16: the logits' memory, chosen by kind (0 float32, 1 bfloat16, 2 float16), their shape
     [B, C, h, w] and strides in elements; bands int64 [n + 1], the rows at which a band begins; y0, y1 int64 [rows] and
-    wy float32 [rows], the rows' taps; x0, x1 int64 and wx float32, the columns' taps, padded to a multiple of TILE and
-    RUN more; start int64 [w], the first pixel of a cell; wy64, wx64 the weights in float64; row_sums float32
-    [B, rows, cols] is written, and so is pixels float32 [B, rows, W] unless it is empty.
+    wy [rows], the rows' taps; x0, x1 int64 and wx, the columns' taps, padded to a multiple of TILE and RUN more;
+    start int64 [w], the first pixel of a cell; wy and wx are of the dtype to interpolate in, wy32 is float32; large
+    bool [B, items] is written: which of them have a logit beyond FLOAT32_LIMIT, and are not done if give_up;
+    row_sums float32 [B, rows, cols] is written, and so is pixels float32 [B, rows, W] unless it is empty.
     """
-    n_items = (bands.size - 2) // BANDS + 1
-    for item in prange(row_sums.shape[0] * n_items):
-        b, at = item // n_items, item % n_items * BANDS
-        some = bands[at : at + BANDS + 1]
-        large = _bands(f32, bits, kind, shape, strides, score, b, some, y0, y1, wy, mode, x0, x1, wx, start, wy,
-                       mode != COPY, patch_w, cols, W, row_sums, pixels)  # fmt: skip
-        if large and mode != COPY:  # rare; without upsampling there is nothing to do better
-            _bands(f32, bits, kind, shape, strides, score, b, some, y0, y1, wy64, mode, x0, x1, wx64, start, wy,
-                   False, patch_w, cols, W, row_sums, pixels)  # fmt: skip
+    n_items = large.shape[1]
+    for item in prange(large.size):
+        b, i = item // n_items, item % n_items
+        if large[b, i]:
+            some = bands[i * BANDS : (i + 1) * BANDS + 1]
+            large[b, i] = _bands(f32, bits, kind, shape, strides, score, b, some, y0, y1, wy, mode, x0, x1, wx, start,
+                                 wy32, give_up, patch_w, cols, W, row_sums, pixels)  # fmt: skip
 
 
 _SIGNATURE = (
     "void(float32[::1], uint16[::1], int64, UniTuple(int64, 4), UniTuple(int64, 4), int64, "
-    "int64[::1], int64[::1], int64[::1], float32[::1], int64, "
-    "int64[::1], int64[::1], float32[::1], int64[::1], float64[::1], float64[::1], int64, int64, int64, "
-    "float32[:,:,::1], float32[:,:,::1])"
+    "int64[::1], int64[::1], int64[::1], float32[::1], int64, int64[::1], int64[::1], int64[::1], "
+    "{real}[::1], {real}[::1], boolean, boolean[:,::1], int64, int64, int64, float32[:,:,::1], float32[:,:,::1])"
 )
 
 
-@cache
-def kernel() -> Any:
-    """The compiled numba function. A process's first call loads it from numba's cache, or compiles it (seconds)."""
-    return compiled(_scores, _SIGNATURE, parallel=True)
+KERNELS = {real: Kernel(_scores, _SIGNATURE.format(real=real), parallel=True) for real in ("float32", "float64")}
+"""By what they interpolate in: float64 is compiled for the first logits that need it, which hardly anybody has."""
 
 
 @lru_cache(maxsize=32)
 def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tuple[np.ndarray | int, ...]:
-    """The kernel's arguments that depend on the shape alone: bands, y0, y1, wy, mode, x0, x1, wx, start, wy64, wx64."""
+    """The kernel's arguments that depend on the shape alone: bands, y0, y1, wy32, mode, x0, x1, start; then wy and wx
+    in float32, and in float64."""
     if (h, w) == (H, W):
         mode, y0, x0 = COPY, np.arange(H), np.arange(W)
         y1, wy, x1, wx = y0, np.zeros(H), x0, np.zeros(W)
@@ -257,7 +254,8 @@ def plan(h: int, w: int, H: int, W: int, rows: int, align_corners: bool) -> tupl
     pad = (0, -W % TILE + RUN)
     start = np.searchsorted(x0, np.arange(w))
     x0, x1, wx = np.pad(x0, pad, mode="edge"), np.pad(x1, pad, mode="edge"), np.pad(wx, pad, mode="edge")
-    return bands(y0), y0, y1, wy.astype(np.float32), mode, x0, x1, wx.astype(np.float32), start, wy, wx
+    wy32 = wy.astype(np.float32)
+    return bands(y0), y0, y1, wy32, mode, x0, x1, start, wy32, wx.astype(np.float32), wy, wx
 
 
 def patch_entropy(
@@ -276,21 +274,13 @@ def patch_entropy(
     f32, bits, kind = memory(logits)
     row_sums = np.empty((B, used, cols), np.float32)
     out = np.empty((0, 0, 0), np.float32) if pixels is None else pixels.numpy()
-    shape_arguments = plan(h, w, H, W, used, align_corners)
+    *shapes, wy32, wx32, wy64, wx64 = plan(h, w, H, W, used, align_corners)
+    given = f32, bits, kind, tuple(logits.shape), strides, SCORES.index(score), *shapes
+    written = patch_w, cols, W, row_sums, out
+    large, upsampled = np.ones((B, (np.size(shapes[0]) - 2) // BANDS + 1), np.bool_), (h, w) != (H, W)
     with torch_threads():
-        kernel()(
-            f32,
-            bits,
-            kind,
-            tuple(logits.shape),
-            strides,
-            SCORES.index(score),
-            *shape_arguments,
-            patch_w,
-            cols,
-            W,
-            row_sums,
-            out,
-        )
+        KERNELS["float32"]()(*given, wy32, wx32, upsampled, large, *written)
+        if upsampled and large.any():  # without upsampling there is nothing to do better
+            KERNELS["float64"]()(*given, wy64, wx64, False, large, *written)
     per_row = row_sums[:, : rows * patch_h].reshape(B, rows, patch_h, cols)
     sums.copy_(torch.from_numpy(per_row.sum(axis=2, dtype=np.float64)))

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numba
 import torch
 from numba import get_num_threads, njit, set_num_threads
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.config import NUMBA_NUM_THREADS
 from numba.misc.appdirs import AppDirs
 
@@ -18,15 +20,51 @@ from .folders import private_folder, writable
 _log = logging.getLogger("meal_gpu")
 
 
-def compiled(function: Callable[..., Any], signature: str, **options: Any) -> Any:
-    """The compiled function, from numba's cache where it is there; compiling takes seconds."""
-    settle_cache()
-    try:
-        return njit(signature, cache=True, **options)(function)
-    except RuntimeError as error:  # nothing can be written, not even a temporary folder
-        if "cache" not in str(error):
-            raise
-        return njit(signature, **options)(function)
+class Kernel:
+    """A numba function that is compiled once in a process, or loaded from numba's cache; compiling takes seconds."""
+
+    def __init__(self, function: Callable[..., Any], signature: str, **options: Any) -> None:
+        self.function, self.signature, self.options = function, signature, options
+        self.elsewhere: threading.Event | None = None
+        """Set when another process has compiled it into numba's cache, or has given up; whoever needs it waits."""
+        self._compiled: Any = None
+        self._once = threading.Lock()
+
+    def __call__(self) -> Any:
+        """The compiled function."""
+        if self._compiled is None:
+            if self.elsewhere is not None:
+                self.elsewhere.wait()
+            with self._once:
+                if self._compiled is None:
+                    self._compiled = self._compile()
+        return self._compiled
+
+    def _compile(self) -> Any:
+        settle_cache()
+        try:
+            return njit(self.signature, cache=True, **self.options)(self.function)
+        except RuntimeError as error:  # nothing can be written, not even a temporary folder
+            if "cache" not in str(error):
+                raise
+            return njit(self.signature, **self.options)(self.function)
+
+    def missing(self) -> bool:
+        """It has to be compiled, and will be kept."""
+        if self._compiled is not None:
+            return False
+        settle_cache()
+        try:
+            return not_kept(njit(cache=True, **self.options)(self.function), self.signature)
+        except RuntimeError:
+            return False
+
+
+def not_kept(dispatcher: Any, signature: Any) -> bool:
+    """Numba's cache is to keep what this function is compiled to for these arguments, and does not have it."""
+    store = dispatcher._cache
+    with global_compiler_lock:  # as numba loads; two threads that do would meet in its registries
+        return store.cache_path is not None and store.load_overload(signature, dispatcher.targetctx) is None
 
 
 @functools.cache

@@ -3,8 +3,7 @@
 umap-learn is written in numba, and keeps nearly nothing of what numba compiles: 20 seconds of processor time in every
 process, and 25 more in the first one, for a library that searches neighbours (pynndescent). Three things are done:
 what it compiles is kept in numba's cache; the neighbours are searched exactly, by scikit-learn, as umap-learn itself
-does below 4096 vectors and cuML does here at every size; and `compile_ahead` imports and compiles in a thread, while
-other work goes on.
+does below 4096 vectors and cuML does here at every size; and `warm_up` imports and compiles while other work goes on.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from numba import types
 from torch import Tensor
 
 from ..config import UmapConfig
-from ..kernels.jit import settle_cache
+from ..kernels.jit import not_kept, settle_cache
 
 _log = logging.getLogger("meal_gpu")
 _once = threading.Lock()
@@ -37,7 +36,7 @@ def fit_umap(features: Tensor, config: UmapConfig, seed: int) -> tuple[Tensor, A
 
     The seed makes umap-learn single-threaded too.
     """
-    umap = library()
+    umap = _library_compiled()
     reducer = umap.UMAP(
         n_neighbors=min(config.n_neighbors, len(features) - 1), n_components=config.n_components,
         min_dist=config.min_dist, metric=config.metric, random_state=seed,
@@ -50,6 +49,12 @@ def fit_umap(features: Tensor, config: UmapConfig, seed: int) -> tuple[Tensor, A
         warnings.filterwarnings("ignore", "Spectral init", UserWarning)  # of equal vectors; random places do for them
         placed = reducer.fit_transform(features.numpy())
     return torch.from_numpy(np.array(placed, np.float32, order="C")), reducer
+
+
+def _library_compiled() -> Any:
+    for each in COMPILED.values():
+        each.wait()
+    return library()
 
 
 def place_umap(reducer: Any, features: Tensor) -> Tensor:
@@ -75,18 +80,46 @@ def library() -> Any:
         return umap
 
 
-@functools.cache
-def compile_ahead(placing: bool) -> None:
-    """Import and compile what a fit will need, or load it from numba's cache.
+class Compiled:
+    """What a fit calls, and with ``placing`` what `place_umap` calls, as a `meal_gpu.kernels.jit.Kernel` is."""
 
-    ``placing``: what `place_umap` needs as well. Nothing is run here: not every threading layer of numba lets two
-    threads run kernels.
-    """
-    modules = library()
-    for module, name, signature in _signatures(placing):
-        if not threading.main_thread().is_alive():  # the process ends
+    def __init__(self, placing: bool) -> None:
+        self.placing = placing
+        self.elsewhere: threading.Event | None = None
+        """Set when another process has compiled it into numba's cache, or has given up; whoever needs it waits."""
+        self._here = False
+
+    def __call__(self) -> None:
+        """Import and compile it, or load it from numba's cache.
+
+        Nothing is run here: not every threading layer of numba lets two threads run kernels.
+        """
+        if self._here:
             return
-        getattr(getattr(modules, module), name).compile(signature)
+        self.wait()
+        for dispatcher, signature in self._dispatchers():
+            if not threading.main_thread().is_alive():  # the process ends
+                return
+            dispatcher.compile(signature)
+        self._here = True
+
+    def missing(self) -> bool:
+        """Some of it has to be compiled, and will be kept."""
+        return not self._here and any(not_kept(*each) for each in self._dispatchers())
+
+    def wait(self) -> None:
+        """For the other process, if there is one."""
+        if self.elsewhere is not None:
+            self.elsewhere.wait()
+
+    def _dispatchers(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+        modules = library()
+        for module, name, signature in _signatures(self.placing):
+            yield getattr(getattr(modules, module), name), signature
+
+
+COMPILED = {placing: Compiled(placing) for placing in (False, True)}
+"""By ``placing``."""
 
 
 def _signatures(placing: bool) -> Iterator[tuple[str, str, tuple[Any, ...]]]:

@@ -1,53 +1,144 @@
 """What numba compiles, compiled while other work goes on: a minute of a first run, seconds of every later one."""
 
-import functools
+import contextlib
 import logging
+import os
+import select
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
+import numba
 import torch
 
 from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
+from .card import usable_cores
+from .umap_learn import COMPILED
 
 SWITCH_S = 2e-4
+LOOK_S = 0.2
+"""How often it is looked whether the process ends, while another one compiles."""
 _log = logging.getLogger("meal_gpu")
 
 
+class Part(Protocol):
+    """Something that is compiled, or loaded from numba's cache, when it is called: a `Kernel`, or UMAP."""
+
+    elsewhere: threading.Event | None
+
+    def __call__(self) -> object: ...
+    def missing(self) -> bool: ...
+
+
+PARTS: dict[str, Part] = {
+    "runs": cut_cpu.READING[0], "normalise": cut_cpu.READING[1],
+    "confusion": confusion_cpu.KERNEL, "entropy": entropy_cpu.KERNELS["float32"],
+    "umap": COMPILED[False], "placing": COMPILED[True],
+}  # fmt: skip
+"""In the order of need. The first two are needed at once, before another process could have them."""
+AT_ONCE = ("runs", "normalise")
+SLOW_TO_ASK = ("umap", "placing")
+"""Whether they have to be compiled is known once umap-learn is imported."""
+
+
 def warm_up(device: torch.device, scores: bool, embeds: bool, placing: bool) -> threading.Thread:
-    """Compile in a thread what a run on the device will call, or load it from numba's cache, in the order of need.
+    """Compile or load in a thread what a run on the device will call.
 
     ``scores``: the pool's uncertainty; ``embeds``: umap-learn is one of it; ``placing``: also for vectors that no fit
     has seen.
     """
-    steps: list[Callable[[], object]] = []
+    names: list[str] = []
     if device.type == "cpu":
-        # First what is needed first: numba compiles one thing at a time, and whoever needs another waits for it.
-        steps += [functools.partial(cut_cpu.kernel, part) for part in cut_cpu.READING]
-        steps.append(confusion_cpu.kernel)
-        if scores:
-            steps.append(entropy_cpu.kernel)
+        names += ["runs", "normalise", "confusion", *(["entropy"] if scores else [])]
     if embeds:
-        from .umap_learn import compile_ahead
-
-        steps.append(functools.partial(compile_ahead, placing))
-    thread = threading.Thread(target=_take, args=(steps,), name="warm-up")
+        names.append("placing" if placing else "umap")
+    thread = threading.Thread(target=_take, args=(names,), name="warm-up")
     thread.start()
     return thread
 
 
-def _take(steps: list[Callable[[], object]]) -> None:
-    # Compiling is Python from end to end, and whoever trains meanwhile asks for the interpreter after each operation:
+def _take(names: Sequence[str]) -> None:
+    # Loading is Python from end to end, and whoever trains meanwhile asks for the interpreter after each operation:
     # by default it is handed over after 5 ms at the earliest, which is longer than most operations.
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:
-        for step in steps:
-            if not threading.main_thread().is_alive():  # the process ends
-                return
-            try:
-                step()
-            except Exception as error:  # whoever needs it will do it, or say what is wrong
-                _log.debug("not compiled ahead: %s", error)
+        asked = [i for i, name in enumerate(names) if name not in AT_ONCE + SLOW_TO_ASK]
+        first = next((i for i in asked if PARTS[names[i]].missing()), len(names))
+        with _elsewhere(names[first:]) as rest:
+            for name in names[:first]:
+                if name in SLOW_TO_ASK and PARTS[name].missing():
+                    with _elsewhere([name]) as late:
+                        _load(late)
+                else:
+                    _load([name])
+            _load(rest)
     finally:
         sys.setswitchinterval(before)
+
+
+def _load(names: Iterable[str]) -> None:
+    for name in names:
+        if _process_ends():
+            return
+        try:
+            PARTS[name]()
+        except Exception as error:  # whoever needs it will do it, or say what is wrong
+            _log.debug("not compiled ahead: %s: %s", name, error)
+
+
+def _process_ends() -> bool:
+    return not threading.main_thread().is_alive()
+
+
+@contextlib.contextmanager
+def _elsewhere(names: Sequence[str]) -> Iterator[Iterable[str]]:
+    """Compile these in a process of its own, and give the name of each when numba's cache has it.
+
+    In a thread it would take as long again from whoever trains: compiling holds the interpreter. If the other process
+    fails, what is left is compiled here.
+    """
+    if not names or usable_cores() < 2 or not sys.executable:
+        yield names
+        return
+    begin = "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from meal_gpu.machine import warm_up"
+    command = [sys.executable, "-c", f"{begin}; warm_up.compile_parts(sys.argv[1:])", os.pathsep.join(sys.path), *names]
+    where = {"NUMBA_CACHE_DIR": numba.config.CACHE_DIR} if numba.config.CACHE_DIR else {}
+    try:
+        process = subprocess.Popen(command, env={**os.environ, **where}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                   stderr=subprocess.DEVNULL)
+    except OSError as error:  # no more processes, no memory for one
+        _log.debug("not compiled in a process of its own: %s", error)
+        yield names
+        return
+    events = {name: threading.Event() for name in names}
+    for name, event in events.items():
+        PARTS[name].elsewhere = event
+    try:
+        yield _compiled(process, events)
+    finally:
+        process.kill()
+        process.communicate()
+        for event in events.values():
+            event.set()
+
+
+def _compiled(process: "subprocess.Popen[bytes]", events: dict[str, threading.Event]) -> Iterator[str]:
+    assert process.stdout is not None
+    for name, event in events.items():
+        while not select.select([process.stdout], [], [], LOOK_S)[0]:
+            if _process_ends():
+                return
+        process.stdout.readline()  # its name; nothing, if the process has ended
+        event.set()
+        yield name
+
+
+def compile_parts(names: Sequence[str]) -> None:
+    """The other process: it says each name when it is done, and ends when whoever started it does."""
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    for name in names:
+        PARTS[name]()
+        print(name, flush=True)

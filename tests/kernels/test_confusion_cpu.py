@@ -200,7 +200,7 @@ def test_one_specialisation_and_one_plan_per_shape() -> None:
     for _ in range(3):
         confusion_counts(**GOOD)
     assert confusion_cpu.plan.cache_info().misses == 1
-    assert len(confusion_cpu.kernel().signatures) == 1
+    assert len(confusion_cpu.KERNEL().signatures) == 1
 
 
 def test_cost_counts() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding
 import numba
@@ -235,12 +236,32 @@ def test_taps_are_cached_per_shape_not_per_call() -> None:
 
 
 def test_one_specialisation_serves_everything() -> None:
-    assert len(entropy_cpu.kernel().signatures) == 1
+    assert len(entropy_cpu.KERNELS["float32"]().signatures) == 1
+
+
+def test_float64_is_not_compiled_before_a_logit_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was half of what a first run compiled for the scores, and large logits are rare."""
+    asked: list[str] = []
+
+    def watched(real: str) -> Callable[[], Any]:
+        kernel = entropy_cpu.KERNELS[real]
+        return lambda: (asked.append(real), kernel())[1]
+
+    monkeypatch.setattr(entropy_cpu, "KERNELS", {real: watched(real) for real in ("float32", "float64")})
+    x = torch.randn(2, 3, 8, 8)
+    patch_entropy(x, (32, 32), (2, 2))
+    assert asked == ["float32"]
+    x[1, 2, 3, 3] = 1e3
+    patch_entropy(x, (32, 32), (2, 2))
+    assert asked == ["float32", "float32", "float64"]
+    patch_entropy(x, (8, 8), (2, 2))
+    assert asked[3:] == ["float32"]
 
 
 def test_vector_code(tmp_path: Path) -> None:
     """Compiled afresh (cached code has no assembly): packed polynomials, and no call of a scalar exp or log."""
-    code = "from meal_gpu.kernels import entropy_cpu as e; print(*e.kernel().inspect_asm().values())"
+    code = ("from meal_gpu.kernels import entropy_cpu as e\n"
+            "for kernel in e.KERNELS.values(): print(*kernel().inspect_asm().values())")
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     assembly = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
@@ -256,16 +277,6 @@ def test_vector_code(tmp_path: Path) -> None:
         # A polynomial of degree 5 in each of the two loops (entropy; the other scores), for float32 and for float64
         # interpolation: at least 4 x 5 packed multiply-adds of the widest kind.
         assert len(packed) >= 20
-
-
-@pytest.mark.filterwarnings("ignore::numba.core.errors.NumbaPerformanceWarning")
-def test_a_machine_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    monkeypatch.setattr(entropy_cpu, "_scores", lambda: 7)
-    monkeypatch.setattr(entropy_cpu, "_SIGNATURE", "int64()")
-    with pytest.raises(RuntimeError, match="cache"):
-        numba.njit("int64()", cache=True)(entropy_cpu._scores)
-    assert entropy_cpu.kernel.__wrapped__()() == 7
 
 
 def test_importing_is_light() -> None:

@@ -32,7 +32,7 @@ event.register("numba:compile", Heard())
 from meal_gpu.config import UmapConfig
 from meal_gpu.machine import umap_learn
 
-umap_learn.compile_ahead(placing=True)
+umap_learn.COMPILED[True]()
 ahead = compiled[:]
 x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 points, reducer = umap_learn.fit_umap(x, UmapConfig(), 0)
