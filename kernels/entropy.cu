@@ -46,7 +46,7 @@ static __device__ __forceinline__ void sort(float a, float b, float& low, float&
 #endif
 }
 // The higher of two; NaN if one of them is.
-static __device__ __forceinline__ float higher(float a, float b) {
+[[maybe_unused]] static __device__ __forceinline__ float higher(float a, float b) {
 #if __CUDA_ARCH__ >= 800
     float high;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(high) : "f"(a), "f"(b));

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meal_gpu.config import Config, QueryConfig
 from meal_gpu.planning.roofline import Work
+from meal_gpu.stages.members import DISAGREEMENTS
 from meal_gpu.stages.predict import BEYOND, How, predict
 from meal_gpu.strategies.select import STRATEGIES
 from meal_gpu.strategies.view import PoolView, Strategy
@@ -25,6 +26,7 @@ from .stages import Case
 CITYSCAPES = 47_600
 """Patches of its training split in a grid of 4 × 4."""
 CLASSES, CHANNELS, INPUTS, CELLS, LABELLED = 19, 320, 256, 16, 476
+MEMBERS = 3
 AT_MOST = 1.3
 """What the pass for all strategies may take of MEAL's."""
 
@@ -67,6 +69,11 @@ def _passes(ground: Ground) -> list[Case]:
     for where in ("last", "decoder", "all"):
         sampled = look(frozenset({"bald"}), How(dropout=where, samples=5))
         found.append(Case(f"bald, {where}", patches, "patches", sampled, Work(), note="5 samples"))
+    seed = ground.config.seeds[0]
+    others = [ground.experiment.new_model(seed, 0, member) for member in range(1, MEMBERS)]
+    found.append(Case(f"ensemble of {MEMBERS}", patches, "patches", lambda: predict(
+        ground.model, ground.features, DISAGREEMENTS, "entropy", backend, members=others), Work(),
+        note="without the trainings"))
     mirrored = look(frozenset({"score", "mirrored", "flip_js"}), How())
     return [*found, Case("mirrored", patches, "patches", mirrored, Work(), note="a second pass, from the pixels")]
 
