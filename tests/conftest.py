@@ -25,8 +25,9 @@ hypothesis.settings.load_profile("untimed")
 # Files that take seconds, slowest first, as measured. pytest-xdist hands out whole files (a module's fixtures are made
 # once then), by default those with most tests first: single long tests were left for the end, and cores stood idle.
 SLOW = ("workers", "sweep", "equal_runs", "bench_stream", "bench_round", "begin", "damage", "camvid", "kill",
-        "selfcheck", "compile", "rounds", "given", "terminate", "estimate", "terminals", "entropy_cpu", "cli", "docs",
-        "sizing", "device", "strange_users", "confusion_cuda", "scripts", "entropy_cuda", "check", "train", "export",
+        "selfcheck", "compile", "rounds", "stop_set", "given", "terminate", "estimate", "terminals", "entropy_cpu",
+        "cli", "docs", "sizing", "device", "strange_users", "confusion_cuda", "scripts", "entropy_cuda", "check",
+        "train", "export",
         "confusion_camvid", "together", "apart", "entropy_cuda_build", "padded", "umap_learn", "bench_scale",
         "frames", "locks", "preflight", "budgets", "query", "entropy_cuda_threads", "backbone", "conformance",
         "fuzz", "literature", "heap", "bench_compare", "gpu_workers", "pretrained", "select", "bench_measure",

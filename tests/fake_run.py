@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,13 @@ def write_run(
     done: Mapping[int, int] | None = None, n_images: int = 367, n_val_images: int = 101, n_query: int = 32,
     patch: tuple[int, int] = (90, 120), gallery: bool = True, embedding: bool = True, absent: Sequence[str] = (),
     names: Sequence[str] = CLASSES, picture: Picture | None = None, overrides: Mapping[str, Any] | None = None,
-    image_name: str = "0001TP_{:06d}.png",
+    image_name: str = "0001TP_{:06d}.png", stop_set: bool = False,
 ) -> Path:
     """Write a run directory and return it.
 
     ``done`` gives the finished rounds of seeds that are not finished; ``overrides`` are config sections merged in.
-    The default is the paper's protocol on CamVid. The two large things, ``gallery`` and ``embedding``, can be left out.
+    The default is the paper's protocol on CamVid. The two large things, ``gallery`` and ``embedding``, can be left out;
+    with ``stop_set`` rounds leave predictions that change less and less.
     """
     values: dict[str, Any] = {
         "seeds": list(seeds),
@@ -83,13 +85,13 @@ def write_run(
         folder.mkdir()
         finished = (done or {}).get(seed, rounds + 1)
         _write_seed(folder, config, seed, finished, n_patches, n_val_images, names, absent, gallery, embedding,
-                    picture or street(patch), patch, image_name)
+                    picture or street(patch), patch, image_name, stop_set)
     return path
 
 
 def _write_seed(folder: Path, config: Config, seed: int, finished: int, n_patches: int, n_val_images: int,
                 names: Sequence[str], absent: Sequence[str], gallery: bool, embedding: bool, picture: Picture,
-                patch: tuple[int, int], image_name: str) -> None:
+                patch: tuple[int, int], image_name: str, stop_set: bool) -> None:
     strategy, n_query = config.query.strategy, config.query.n_query
     rng = np.random.default_rng([seed, len(strategy)])
     centres = rng.uniform(-8, 14, (14, 2))
@@ -135,7 +137,8 @@ def _write_seed(folder: Path, config: Config, seed: int, finished: int, n_patche
             spot = points[candidates] if strategy == "meal" else rng.normal(0, 3, (len(candidates), 2))
             arrays[f"round_{number}_points"] = spot.astype(np.float32)
             arrays[f"round_{number}_chosen"] = ids
-        lines.append(json.dumps({
+        more = {"stop_set": _write_stop_set(folder, number, n_images, patch, len(names))} if stop_set else {}
+        lines.append(json.dumps(more | {
             "round": number, "n_labelled": labelled, "fraction": labelled / n_patches,
             "miou": _mean(best), "iou": best, "best_epoch": 20, "last": {"miou": _mean(last), "iou": last},
             "epochs": 32 if last_round else 25,
@@ -147,6 +150,19 @@ def _write_seed(folder: Path, config: Config, seed: int, finished: int, n_patche
     (folder / "rounds.jsonl").write_text("".join(line + "\n" for line in lines))
     if embedding and strategy.startswith("meal"):
         np.savez_compressed(folder / "embedding.npz", **arrays)  # type: ignore[arg-type]
+
+
+def _write_stop_set(folder: Path, number: int, n_images: int, patch: tuple[int, int], n_classes: int) -> dict[str, Any]:
+    """Of 8 images: every round a smaller share of pixels is drawn anew."""
+    images, truth = sorted({i % n_images for i in range(8)}), np.random.default_rng(5)
+    maps = truth.integers(0, min(n_classes, 4), (len(images), 3, patch[0], patch[1])).cumsum(1)[:, -1] % n_classes
+    rng = np.random.default_rng(number)
+    other = rng.random(maps.shape) < 0.3 * 0.6**number
+    maps = np.where(other, rng.integers(0, n_classes, maps.shape), maps).astype(np.uint8)
+    (folder / "stop-set").mkdir(exist_ok=True)
+    file = folder / "stop-set" / f"predictions-{number:02d}.npz"
+    np.savez_compressed(file, images=np.array(images), predictions=maps)
+    return {"images": images, "predictions": zlib.crc32(maps.tobytes())}
 
 
 def _mean(iou: Mapping[str, float | None]) -> float | None:

@@ -69,7 +69,7 @@ def config(seed: int) -> Config:
 
 
 RUN = ["config.yaml", "environment.json", "pool.json", "report.html", "rounds.jsonl", "embedding.npz",
-       "model.safetensors", "round-01.npz", "round-02.npz"]
+       "model.safetensors", "round-01.npz", "round-02.npz", *(f"predictions-0{k}.npz" for k in range(ROUNDS + 1))]
 FILES = [*(f"run {name}" for name in RUN), "sweep sweep.yaml", "sweep report.html",
          *(f"{split} {name}" for split in ("train", "val") for name in ("images.u8", "masks.u8", "manifest.json")),
          "cache embedding"]
@@ -158,8 +158,11 @@ FEW = ("truncated", "a directory", "a link")
 
 def damages(command: str, name: str) -> list[str]:
     kind, _, file = name.partition(" ")
-    if command == "run --resume" and file in ("report.html", "model.safetensors", "round-01.npz"):
+    if command == "run --resume" and (file in ("report.html", "model.safetensors", "round-01.npz")
+                                      or file.startswith("predictions")):
         return list(FEW)
+    if file in ("predictions-00.npz", "predictions-02.npz"):
+        return ["truncated"]
     if kind == "val" or (kind == "train" and file == "masks.u8"):
         return ["one byte flipped", "another run's"]
     return list(DAMAGE)
@@ -197,7 +200,7 @@ def test_damage_is_told_or_does_not_matter(copied, monkeypatch, caplog, command,
 
 
 def test_the_cases_are_all_there():
-    assert len(FILES) == 18
+    assert len(FILES) == 21
     assert len(CASES) > 150
 
 
@@ -264,7 +267,7 @@ def test_accepting_without_changes_changes_nothing(copied, monkeypatch):
     assert "goes with --resume" in text
 
 
-@pytest.mark.parametrize("name", ["seed-3", "seed-3/gallery"])
+@pytest.mark.parametrize("name", ["seed-3", "seed-3/gallery", "seed-3/stop-set"])
 def test_nothing_is_written_through_a_link(copied, monkeypatch, name):
     place, there = copied / "sweep" / "seed-3" / name, copied / "there"
     (copied / "sweep" / "seed-3" / "seed-3" / "rounds.jsonl").write_bytes(b"")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..records import Record, append_round, drop_unfinished_line, read_rounds, rewrite_rounds
 from ..stages.pool import Pool
 from ..timing import StageClock
-from . import outputs
+from . import outputs, stop_set
 from .acquire import Query, acquire
 from .beginning import begin
 from .experiment import Experiment
@@ -67,6 +67,8 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         observe(record)
     if changed:
         rewrite_rounds(directory, records)
+    watched = stop_set.drawn_before(records, len(pool.names))
+    first = records[0]["queried"] if records else []
 
     for k in range(len(records), rounds + 1):
         clock = StageClock(experiment.backend.device)
@@ -84,6 +86,12 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
             next_query, looked = outputs.describe(chosen, pool.grid, samples), chosen.looked
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)
+        if rounds:  # one round alone is compared with nothing
+            with clock.stage("stop set"):
+                first = first or asked
+                watched = watched or stop_set.draw(experiment, seed, first)
+                if watched:
+                    looked["stop_set"] = stop_set.keep(experiment, model, watched, k, directory)
         outputs.keep_model(model, k, directory)
         record = outputs.line(k, pool, history, experiment.class_names, asked, labels, next_query, clock) | looked
         if next_query and experiment.embeddings.near is not None:

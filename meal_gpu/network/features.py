@@ -116,6 +116,17 @@ class Features:
         for (frames, kept), (_, (pixels,)) in zip(self.given(), fresh.given(), strict=True):
             yield frames, kept, in_mirror(pixels)
 
+    def some(self, frames: Tensor) -> Iterator[tuple[int, Given]]:
+        """What `given` gives, of some frames, int64 ``[n]`` on the host, in batches of the same shape: how many each holds."""
+        batches = list(frames.split(self.batch)) if len(frames) else []
+        if self.cache is not None:
+            for index in sent(batches, self.frames.device):
+                low, high = (filled(cache[index].permute(0, 3, 1, 2), self.batch) for cache in self.cache)
+                yield len(index), (low, high)
+            return
+        for index, pixels in zip(batches, self.frames.read(batches), strict=True):
+            yield len(index), (filled(pixels, self.batch),)
+
     @property
     def parts(self) -> list[slice]:
         """The frames of each batch of a `scan`."""

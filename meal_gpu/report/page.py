@@ -11,6 +11,7 @@ from .figures import Figures, colours, curves
 from .people import people_section
 from .planes import planes
 from .runs import Run, Seed
+from .steadiness import steadiness
 from .style import POLICY, SCRIPT, STYLE
 from .summary import Summary, counted, duration, labels, notes, summarise
 from .tables import class_table, class_table_of_runs, facts, query_table, stage_colours, time_bars, time_table
@@ -33,7 +34,7 @@ def page(runs: Sequence[Run]) -> str:
         lead.append(choosing(runs[0]))
     body = [overview]
     for index, (run, name) in enumerate(zip(runs, names, strict=True)):
-        parts = _parts(run, index, figures, galleries[index], stages)
+        parts = _parts(run, index, tints[index], figures, galleries[index], stages)
         if len(runs) == 1:
             links += [(anchor, anchor.capitalize()) for anchor, _, _ in parts]
             body += [_section(anchor, title, content) for anchor, title, content in parts]
@@ -111,7 +112,7 @@ def _about_curves(runs: Sequence[Run], charts: str) -> str:
             "lines.</p>")
 
 
-def _parts(run: Run, index: int, figures: Figures, gallery: str,
+def _parts(run: Run, index: int, tint: str, figures: Figures, gallery: str,
            stages: dict[str, str]) -> list[tuple[str, str, str]]:
     """Anchor, title and content of everything about one run."""
     first, *others = run.seeds
@@ -128,6 +129,9 @@ def _parts(run: Run, index: int, figures: Figures, gallery: str,
         ("patches", "The queried patches", gallery),
         ("facts", "Facts of the run", facts(run)),
     ]
+    steady = steadiness(run, tint, figures)
+    if steady:
+        parts.insert(1, ("changes", "Do predictions still change?", steady))
     people = people_section(run)
     if people:
         parts.insert(1, ("people", "The people’s side", people))

@@ -63,6 +63,13 @@ class NearDuplicates(BaseModel):
     distance: float
 
 
+class StopSet(BaseModel):
+    """Images whose predictions a round left in ``stop-set/``, and the CRC-32 of these."""
+
+    images: list[int] = []
+    predictions: int = 0
+
+
 class Round(Evaluation):
     """One line of ``rounds.jsonl``; ``miou`` and ``iou`` are those of the best epoch by validation mIoU."""
 
@@ -77,6 +84,8 @@ class Round(Evaluation):
     peak_bytes: dict[str, int] = {}
     near_duplicates: NearDuplicates | None = None
     pixels: dict[str, int] | None = None
+    stop_set: StopSet | None = None
+    """None in runs of before, and where nothing was left to draw it from."""
 
 
 class Dataset(BaseModel):

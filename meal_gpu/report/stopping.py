@@ -3,7 +3,8 @@
 A curve of mIoU over labelled patches flattens. ``y = c - a exp(-b x)`` is fitted to it, and the gain of the next round
 read off, with a band from fits to curves that scatter about it as the rounds do. Few rounds give a wide band, and
 training from scratch scatters by itself; a band says both. Beside it stands what needs no validation: how uncertain the
-patches are that are asked for, and how much of them the network had right before anybody labelled them.
+patches are that are asked for, how much of them the network had right before anybody labelled them, and whether its
+predictions still change (`settling`).
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from .runs import Run, Seed
+from .settling import LAST, advice, changes
 
 FEWEST = 4
 """Rounds with an mIoU that a curve of three parameters can be fitted to, with one left to see how they scatter."""
@@ -134,6 +136,9 @@ class Signs:
             shares = [f"{share:.0%}" for share in list(self.right.values())[-4:]]
             lines.append(f"Of the patches asked for, the network had {', '.join(shares)} of the pixels right before "
                          "they were labelled (latest rounds); when it no longer rises, labels change little.")
+        if any(record.stop_set is not None for record in self.seed.rounds):
+            lines.append(advice(changes(self.run, self.seed, LAST), self.run.dataset.class_names,
+                                len(self.seed.rounds)))
         lines.append("This is advice from few numbers: stop by your budget, and by what the next round costs.")
         return lines
 

@@ -82,7 +82,8 @@ def test_nobody_is_asked_for_what_lies_beside_an_image(root, tmp_path, strategy)
 def test_workers_score_the_same_pixels(root, tmp_path):
     local = run(config(root, tmp_path), tmp_path / "local")
     sharded = run(config(root, tmp_path, **{"query.scoring": "sharded", "query.workers": 1}), tmp_path / "sharded")
-    assert read_rounds(sharded / "seed-0")[0]["next_query"] == read_rounds(local / "seed-0")[0]["next_query"]
+    for key in ("next_query", "stop_set"):
+        assert read_rounds(sharded / "seed-0")[0][key] == read_rounds(local / "seed-0")[0][key]
 
 
 def test_more_than_can_be_asked_for_is_refused_before_anything_runs(root, tmp_path):

@@ -173,6 +173,8 @@ def test_a_fully_supervised_run(tmp_path):
     (record,) = read_rounds(directory / "seed-0")
     assert record["fraction"] == 1.0
     assert record["next_query"] == []
+    assert "stop_set" not in record  # one round is compared with nothing
+    assert not (directory / "seed-0" / "stop-set").exists()
 
 
 def test_hidden_labels_do_not_matter(make_folder, tmp_path):
