@@ -105,6 +105,17 @@ class Features:
         yield from map(lambda part: (part[0], (filled(part[1], self.batch),)),  # noqa: C417
                        self.frames.scan(self.batch))
 
+    def some(self, frames: Tensor) -> Iterator[tuple[int, Given]]:
+        """The same of some frames, int64 ``[n]`` on the host, in batches of the same shape: how many each holds."""
+        batches = list(frames.split(self.batch)) if len(frames) else []
+        if self.cache is not None:
+            for index in sent(batches, self.frames.device):
+                low, high = (filled(cache[index].permute(0, 3, 1, 2), self.batch) for cache in self.cache)
+                yield len(index), (low, high)
+            return
+        for index, pixels in zip(batches, self.frames.read(batches), strict=True):
+            yield len(index), (filled(pixels, self.batch),)
+
     def given_twice(self) -> Iterator[tuple[slice, Given, Given]]:
         """`given`, and beside it the same frames in a mirror, left and right exchanged: always pixels, since what is
         kept is of the frames as they are."""
@@ -115,17 +126,6 @@ class Features:
         fresh = replace(self, cache=None, memo=None)
         for (frames, kept), (_, (pixels,)) in zip(self.given(), fresh.given(), strict=True):
             yield frames, kept, in_mirror(pixels)
-
-    def some(self, frames: Tensor) -> Iterator[tuple[int, Given]]:
-        """What `given` gives, of some frames, int64 ``[n]`` on the host, in batches of the same shape: how many each holds."""
-        batches = list(frames.split(self.batch)) if len(frames) else []
-        if self.cache is not None:
-            for index in sent(batches, self.frames.device):
-                low, high = (filled(cache[index].permute(0, 3, 1, 2), self.batch) for cache in self.cache)
-                yield len(index), (low, high)
-            return
-        for index, pixels in zip(batches, self.frames.read(batches), strict=True):
-            yield len(index), (filled(pixels, self.batch),)
 
     @property
     def parts(self) -> list[slice]:
