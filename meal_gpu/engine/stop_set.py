@@ -26,8 +26,9 @@ from .experiment import Experiment
 
 _log = logging.getLogger("meal_gpu")
 
-IMAGES = 32
-"""At most so many: on CamVid a twelfth of a pass over the pool."""
+IMAGES, SHARE, FEW = 32, 4, 4
+"""At most so many (on CamVid a twelfth of a pass over the pool), and of a small pool a quarter, but not fewer than
+`FEW`."""
 
 
 def drawn_before(records: Sequence[Record], n_images: int) -> list[int]:
@@ -43,7 +44,7 @@ def drawn_before(records: Sequence[Record], n_images: int) -> list[int]:
 def draw(experiment: Experiment, seed: int, first: Sequence[Record]) -> list[int]:
     """Images of the pool that a run began with, in rising order; ``first``: the patches of round 0.
 
-    Not those whose patches are all labelled by then, or hold nothing; all of the others where there are few.
+    Not those whose patches are all labelled by then, or hold nothing.
     """
     dataset, cells = experiment.stores.dataset, experiment.grid.cells
     open_ = torch.ones(len(experiment.train.names), cells, dtype=torch.bool)
@@ -53,7 +54,7 @@ def draw(experiment: Experiment, seed: int, first: Sequence[Record]) -> list[int
     began = dataset.first or len(open_)
     order = torch.randperm(began, generator=generator(seed, 0, "stop set")).tolist()
     there = open_.any(1).tolist()
-    return sorted([i for i in order if there[i]][:IMAGES])
+    return sorted([i for i in order if there[i]][: min(IMAGES, max(began // SHARE, FEW))])
 
 
 def keep(experiment: Experiment, model: Network, images: Sequence[int], k: int, directory: Path) -> Record:
@@ -87,12 +88,12 @@ def predictions(experiment: Experiment, model: Network, images: Sequence[int]) -
     per = features.frames.per_image
     frames = (torch.tensor(images, dtype=torch.int64)[:, None] * per + torch.arange(per)).flatten()
     found = []
-    for n, given in features.some(frames):
-        logits, _ = logits_of(network, given, features.upsampling, experiment.backend)
-        found.append(logits[:n].argmax(1).to(torch.uint8))
-    maps = torch.cat(found).cpu() if found else torch.empty(0, *features.logits_size, dtype=torch.uint8)
+    for maps in features.some(network, frames):
+        logits, _ = logits_of(network, maps, features.upsampling, experiment.backend)
+        found.append(logits.argmax(1).to(torch.uint8))
+    said = torch.cat(found).cpu() if found else torch.empty(0, *features.logits_size, dtype=torch.uint8)
     beside = _beside(experiment, features, frames)
-    return (maps if beside is None else maps.masked_fill(beside, VOID)).numpy()
+    return (said if beside is None else said.masked_fill(beside, VOID)).numpy()
 
 
 def _beside(experiment: Experiment, features: Features, frames: Tensor) -> Tensor | None:

@@ -105,16 +105,19 @@ class Features:
         yield from map(lambda part: (part[0], (filled(part[1], self.batch),)),  # noqa: C417
                        self.frames.scan(self.batch))
 
-    def some(self, frames: Tensor) -> Iterator[tuple[int, Given]]:
-        """The same of some frames, int64 ``[n]`` on the host, in batches of the same shape: how many each holds."""
+    def some(self, model: Network, frames: Tensor) -> Iterator[Maps]:
+        """The same maps of some frames, int64 ``[n]`` on the host, a batch at a time; the backbone's batches are of the
+        shape of a `scan`, so that they do not depend on where maps are kept."""
         batches = list(frames.split(self.batch)) if len(frames) else []
         if self.cache is not None:
             for index in sent(batches, self.frames.device):
-                low, high = (filled(cache[index].permute(0, 3, 1, 2), self.batch) for cache in self.cache)
-                yield len(index), (low, high)
+                low, high = (cache[index].permute(0, 3, 1, 2) for cache in self.cache)
+                yield low, high
             return
         for index, pixels in zip(batches, self.frames.read(batches), strict=True):
-            yield len(index), (filled(pixels, self.batch),)
+            with self.backend.autocast():
+                low, high = (part[: len(index)] for part in maps_of(model, (filled(pixels, self.batch),)))
+            yield low, high
 
     def given_twice(self) -> Iterator[tuple[slice, Given, Given]]:
         """`given`, and beside it the same frames in a mirror, left and right exchanged: always pixels, since what is
