@@ -107,7 +107,7 @@ def embed(config: ConfigArgument = "demo", set_: SetOption = None, seconds: Seco
 
 @app.command("strategies")
 def strategies(config: ConfigArgument = "demo", set_: SetOption = None, seconds: SecondsOption = 1.0,
-               draw: DrawOption = 0,
+               draw: DrawOption = 0, images: ImagesOption = 0,
                patches: Annotated[int, typer.Option(metavar="N", min=100, help="Patches to choose among.")] = 47_600,
                json_: JsonOption = None, compare: CompareOption = None, tolerance: ToleranceOption = "10%",
                out: PageOption = None) -> None:
@@ -117,8 +117,8 @@ def strategies(config: ConfigArgument = "demo", set_: SetOption = None, seconds:
 
     doing = Doing()
     with _config(config, set_, draw) as loaded:
-        measured(lambda: strategies.run(loaded, Effort(seconds, 3), patches, doing, done=doing.done), json_, compare,
-                 tolerance, out, doing)
+        measured(lambda: strategies.run(loaded, Effort(seconds, 3), patches, images, doing, doing.done), json_,
+                 compare, tolerance, out, doing)
 
 
 @app.command("train")

@@ -77,8 +77,9 @@ def patch_entropy(
         rows (at most rows - 1) and right columns (at most cols - 1) belong to no patch.
     score : str
         Per pixel, with class probabilities p1 >= p2 >= ...: ``"entropy"``, -sum p log p in nats;
-        ``"least_confidence"``, 1 - p1; ``"margin"``, 1 - (p1 - p2); ``"confidence"``, p1. In the first three, higher is
-        more uncertain. All are summed over the patch: divide by (H // rows) * (W // cols) for the mean.
+        ``"least_confidence"``, 1 - p1; ``"margin"``, 1 - (p1 - p2); ``"ratio"``, p2 / p1; ``"confidence"``, p1, of
+        which alone higher is not more uncertain. All are summed over the patch: divide by (H // rows) * (W // cols)
+        for the mean.
     align_corners : bool
         As in ``interpolate``.
     return_map : bool

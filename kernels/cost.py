@@ -35,19 +35,20 @@ def patch_entropy(
     subtraction and a multiply-add per class and column, and the difference of two rows), the vertical half per pixel (a
     multiply-add per class). The largest class needs no exponential; the C - 1 others have a maximum, a minimum, a
     subtraction and an addition each, and what their score accumulates; 20 operations finish a pixel (logarithm,
-    division, patch sum).
+    division, patch sum). A ratio needs the two largest alone: three comparisons per class, one exponential per pixel.
     """
     (B, C, h, w), (H, W), (rows, cols) = shape, size, grid
     pixels = B * H * W
     accumulate = {"entropy": 2, "margin": 1}.get(score, 0)  # a multiply-add; a maximum
-    flops = pixels * ((C - 1) * (4 + accumulate) + 20)
+    others = 3 if score == "ratio" else 4 + accumulate
+    flops = pixels * ((C - 1) * others + 20)
     if (h, w) != (H, W):
         flops += pixels * C * 2 + B * h * W * C * 4
     return Cost(
         pixels=pixels,
         bytes_read=B * C * h * w * item_bytes,
         bytes_written=4 * B * rows * cols + (4 * pixels if return_map else 0),
-        exps=pixels * (C - 1),
+        exps=pixels * (1 if score == "ratio" else C - 1),
         flops=flops,
     )
 

@@ -28,7 +28,7 @@
 #define LOG2E_REST 1.92596303e-8f  // log2(e) - LOG2E
 #define LN2 0.693147181f
 
-enum Score { ENTROPY, LEAST_CONFIDENCE, MARGIN, CONFIDENCE };
+enum Score { ENTROPY, LEAST_CONFIDENCE, MARGIN, CONFIDENCE, RATIO };
 enum Mode {
     IDENTITY,  // no upsampling: logits go straight from global memory to registers
     STAGED,    // upsampling from shared memory
@@ -43,6 +43,16 @@ static __device__ __forceinline__ void sort(float a, float b, float& low, float&
 #else
     const bool swapped = b > a;
     low = swapped ? a : b, high = swapped ? b : a;
+#endif
+}
+// The higher of two; NaN if one of them is.
+[[maybe_unused]] static __device__ __forceinline__ float higher(float a, float b) {
+#if __CUDA_ARCH__ >= 800
+    float high;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(high) : "f"(a), "f"(b));
+    return high;
+#else
+    return a > b || a != a ? a : b;
 #endif
 }
 // 2^x to 2 ulp, 0 below -126.
@@ -88,6 +98,7 @@ static __device__ __forceinline__ float finish(float S, float T, float second, f
     if (SCORE == CONFIDENCE) return reciprocal(whole);
     if (SCORE == LEAST_CONFIDENCE) return S * reciprocal(whole);
     if (SCORE == MARGIN) return (S + second) * reciprocal(whole);
+    if (SCORE == RATIO) return second + (S - S);  // a NaN is in S
     // log(1 + S) = 2 atanh(S / (2 + S)): a series where S is small, which keeps the relative precision of a tiny S.
     float both = reciprocal(above * whole);
     float z = S * (both * whole), q = z * z;
@@ -105,6 +116,13 @@ static __device__ __forceinline__ float score_registers(float (&v)[C]) {
         float winner;
         sort(m, v[c], v[c - 1], winner);
         m = winner;
+    }
+    if constexpr (SCORE == RATIO) {  // one exponential
+        float second = v[0];
+#pragma unroll
+        for (int c = 1; c < C - 1; ++c) second = higher(second, v[c]);
+        float d = second - m;
+        return exp2_fast(LOG2 ? d : d * LOG2E) + (m - m);
     }
     float S = m - m, T = 0.0f, second = 0.0f;  // m - m: NaN if m is infinite, as the reference has it
 #pragma unroll
@@ -143,7 +161,7 @@ static __device__ __forceinline__ float score_careful(const Load& load) {
         e = fmaf(e, rest * LN2, e);
         S += e;
         if (SCORE == ENTROPY) T = fmaf(d, e, T);
-        if (SCORE == MARGIN) second = fmaxf(second, e);
+        if (SCORE == MARGIN || SCORE == RATIO) second = fmaxf(second, e);
     }
     return finish<SCORE>(S, T, second, 1.0f);
 }

@@ -99,6 +99,17 @@ def _tile(top, bottom, weight, score, m, lose, S, T, line):  # type: ignore[no-u
         for k in range(TILE):
             line[k] = log1p(S[k]) - T[k] / (np.float32(1.0) + S[k])
         return
+    if score == 4:  # one exponential per pixel
+        for k in range(TILE):
+            T[k] = np.float32(-np.inf)
+        for c in range(C - 1):
+            for k in range(TILE):
+                d = np.float32(lose[c, k] - m[k])
+                T[k] = d if d > T[k] else T[k]
+                S[k] = S[k] if d == d else d  # 0, or a NaN
+        for k in range(TILE):
+            line[k] = exp(T[k]) + S[k]
+        return
     for c in range(C - 1):
         for k in range(TILE):
             e = exp(np.float32(lose[c, k] - m[k]))

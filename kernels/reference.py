@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = ("entropy", "least_confidence", "margin", "confidence")
+SCORES = ("entropy", "least_confidence", "margin", "confidence", "ratio")
 # Upsampling in float32 is off by about 2e-7 of the largest logit. Where one is beyond this, the kernels do it in higher
 # precision: it is what a relative error of 1e-5 of the smallest entropies needs. Trained networks stay below.
 FLOAT32_LIMIT = 48.0
@@ -133,6 +133,8 @@ def score_map(logits: Tensor, size: tuple[int, int], *, score: str = "entropy", 
         return (rest + second) / S
     if score == "confidence":  # p1
         return 1 / S
+    if score == "ratio":  # p2 / p1
+        return second / e.amax(1)
     raise ValueError(f"score {score!r} is not one of {SCORES}")
 
 

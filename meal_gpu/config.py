@@ -113,7 +113,7 @@ class QueryConfig(Section):
     """N_I: patches of highest score that the representative step chooses from (``meal``, ``meal_ft``)."""
     score: Literal["entropy", "least_confidence", "margin", "ratio"] = "entropy"
     """Uncertainty of a pixel, averaged over the patch: of the predicted class probabilities; ``ratio``: the second
-    largest by the largest, at stride 4."""
+    largest by the largest."""
     selector: Literal["seeding", "kmeans"] = "seeding"
     """``seeding``: k-means++ seeding; ``kmeans``: Lloyd's k-means, each centroid snapped to its nearest candidate."""
     min_distance: Annotated[Float, Field(ge=0, le=1)] = 0.0
@@ -133,6 +133,10 @@ class QueryConfig(Section):
     """``bald``: whose units samples drop: before the last convolution, in the decoder, or behind the ASPP as well."""
     samples: Annotated[Int, Field(ge=2, le=1000)] = 20
     """``bald``: samples of the network. Each costs 0.3, 37 or 81 % of a pass, by ``dropout``."""
+    members: Annotated[Int, Field(ge=2, le=50)] = 5
+    """``ensemble``, ``ensemble_votes``, ``ensemble_variation``: networks that are trained on the labels of each round.
+    Each beyond the first costs another training, and in the pass over the pool all of the first one's work, but for a
+    frozen backbone's."""
     hold_out: Annotated[Float, Field(gt=0, le=0.5)] = 0.2
     """``badge_calibrated`` and ``entropy_calibrated``: part of the labelled images that is not trained on, but shows
     how sure the network may be (the temperature)."""

@@ -14,6 +14,11 @@ def derive(seed: int, round_: int, purpose: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def of_member(purpose: str, member: int) -> str:
+    """A purpose of its own for each member of an ensemble; the first draws as the one network of a round does."""
+    return f"{purpose} of member {member}" if member else purpose
+
+
 def generator(seed: int, round_: int, purpose: str) -> torch.Generator:
     """A CPU generator for that purpose; what it draws is moved to the device, so that all devices draw alike."""
     return torch.Generator().manual_seed(derive(seed, round_, purpose))

@@ -46,7 +46,8 @@ def plain(network, images, size, grid, score="entropy", align=False, maps=None):
             full = F.interpolate(logits.double(), size, mode="bilinear", align_corners=align)[0]
         p = full.softmax(0)
         top = p.topk(2, 0).values
-        each = {"entropy": -(p * p.log()).sum(0), "least_confidence": 1 - top[0], "margin": 1 - (top[0] - top[1])}
+        each = {"entropy": -(p * p.log()).sum(0), "least_confidence": 1 - top[0], "margin": 1 - (top[0] - top[1]),
+                "ratio": top[1] / top[0]}
         height, width = size[0] // grid[0], size[1] // grid[1]
         for row in range(grid[0]):
             for col in range(grid[1]):

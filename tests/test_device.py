@@ -32,6 +32,7 @@ from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.stages.embed import Embedding
 from meal_gpu.stages.evaluate import Score, confusion
 from meal_gpu.stages.lessons import Lessons
+from meal_gpu.stages.members import DISAGREEMENTS
 from meal_gpu.stages.predict import predict, predict_batch
 from meal_gpu.stages.recipe import MovingMean
 from meal_gpu.stages.statistics import STATISTICS, tiles_on
@@ -103,8 +104,8 @@ def test_strategies_wait_for_nothing_before_their_ids(pretended, monkeypatch):
     free = torch.ones(36, dtype=torch.bool, device=CUDA)
     try:
         with Transfers() as counted:
-            seen = predict(model, features, {"score", "features", "probabilities", "mirrored", *STATISTICS}, "entropy",
-                           tiny_backend())
+            needs = {"score", "features", "probabilities", "mirrored", "flip_js", *STATISTICS, *DISAGREEMENTS}
+            seen = predict(model, features, needs, "entropy", tiny_backend(), members=[model, model])
         assert counted.reads == {}
         for name, strategy in STRATEGIES.items():
             if name in ON_THE_HOST or "bald" in strategy.needs:

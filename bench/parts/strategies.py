@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meal_gpu.config import Config, QueryConfig
 from meal_gpu.planning.roofline import Work
+from meal_gpu.stages.members import DISAGREEMENTS
 from meal_gpu.stages.predict import BEYOND, How, predict
 from meal_gpu.strategies.select import STRATEGIES
 from meal_gpu.strategies.view import PoolView, Strategy
@@ -25,15 +26,19 @@ from .stages import Case
 CITYSCAPES = 47_600
 """Patches of its training split in a grid of 4 × 4."""
 CLASSES, CHANNELS, INPUTS, CELLS, LABELLED = 19, 320, 256, 16, 476
+MEMBERS = 3
 AT_MOST = 1.3
 """What the pass for all strategies may take of MEAL's."""
 
 
-def run(config: Config, effort: Effort, patches: int = CITYSCAPES, tell: Callable[[str], None] = lambda doing: None,
-        done: Callable[[Stage], None] = lambda stage: None) -> Result:
-    """Measure both passes on the pool of a config, and every strategy on ``patches``. Raises as `round.run` does."""
+def run(config: Config, effort: Effort, patches: int = CITYSCAPES, images: int = 0,
+        tell: Callable[[str], None] = lambda doing: None, done: Callable[[Stage], None] = lambda stage: None) -> Result:
+    """Measure both passes on the pool of a config, or on some of its ``images``, and every strategy on ``patches``.
+
+    Raises as `round.run` does.
+    """
     return round.run(config, effort, part="strategies", make=lambda ground: [*_passes(ground), *_choices(patches)],
-                     tell=tell, done=done)
+                     images=images, tell=tell, done=done)
 
 
 def single() -> frozenset[str]:
@@ -64,7 +69,12 @@ def _passes(ground: Ground) -> list[Case]:
     for where in ("last", "decoder", "all"):
         sampled = look(frozenset({"bald"}), How(dropout=where, samples=5))
         found.append(Case(f"bald, {where}", patches, "patches", sampled, Work(), note="5 samples"))
-    mirrored = look(frozenset({"score", "mirrored"}), How())
+    seed = ground.config.seeds[0]
+    others = [ground.experiment.new_model(seed, 0, member) for member in range(1, MEMBERS)]
+    found.append(Case(f"ensemble of {MEMBERS}", patches, "patches", lambda: predict(
+        ground.model, ground.features, DISAGREEMENTS, "entropy", backend, members=others), Work(),
+        note="without the trainings"))
+    mirrored = look(frozenset({"score", "mirrored", "flip_js"}), How())
     return [*found, Case("mirrored", patches, "patches", mirrored, Work(), note="a second pass, from the pixels")]
 
 

@@ -1,6 +1,6 @@
 """The query procedure of Algorithm 1: score the unlabelled pool, embed, and select what to ask for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class Asking(Protocol):
     @property
     def embeddings(self) -> Planes: ...
 
-    def look(self, model: Any, needs: set[str], free: Tensor, how: How = ...) -> Seen: ...
+    def look(self, model: Any, needs: set[str], free: Tensor, how: How = ..., members: Sequence[Any] = ...) -> Seen: ...
 
     def temperature(self, pool: Pool, model: Any, seed: int, k: int) -> float: ...
 
@@ -75,21 +75,22 @@ class Query:
                 for patch, score in zip(self.ids.tolist(), scores, strict=True)]
 
 
-def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock: StageClock) -> Query:
-    """Choose ``query.n_query`` free patches with the network of round k.
+def acquire(experiment: Asking, pool: Pool, model: Any, seed: int, k: int, clock: StageClock,
+            members: Sequence[Any] = ()) -> Query:
+    """Choose ``query.n_query`` free patches with the network of round k, and the other ``members`` of its ensemble.
 
     Raises `InputError` where the network's output is not finite, naming the round and the image.
     """
     needs = _needs(experiment.strategy)
     with clock.stage("score"):
         how = _how(experiment, pool, model, seed, k)
-        seen = experiment.look(model, needs, pool.free, how)
+        seen = experiment.look(model, needs, pool.free, how, members)
     view, embedded = _view(experiment, pool, seen, seed, k, clock)
     with clock.stage("select"):
         ids = _choose(experiment, view, pool)
         ids, scores = _read(ids, seen, pool, experiment.config.query, k)
     clock.seconds["select"] -= clock.seconds.get("embed", 0.0)  # it ran inside
-    looked: Record = {"passes": passes(needs, how)}
+    looked: Record = {"passes": passes(needs, how, members)}
     if "temperature" in needs:
         looked["temperature"] = round(how.temperature, 4)
     return Query(ids, scores, embedded, looked)

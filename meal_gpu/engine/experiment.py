@@ -1,6 +1,7 @@
 """An experiment made ready: data, device, networks and constants that all of its seeds and rounds share."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,7 @@ from ..network.features import Features, batch_size, frames_of
 from ..network.interface import Network
 from ..network.own import OwnNetwork
 from ..planning.sizing import Placement, measure, place
-from ..randomness import derive, generator
+from ..randomness import derive, generator, of_member
 from ..sharding.shards import Sharded, Shards, start
 from ..stages.calibrate import held_out, temperature
 from ..stages.pool import Pool
@@ -100,28 +101,30 @@ class Experiment:
         found = self.askable.filled
         return None if found is None else found.to(self.backend.device)
 
-    def new_model(self, seed: int, round_: int) -> Network:
-        """A network as training starts from it: pretrained backbone, random head; a function of seed and round.
+    def new_model(self, seed: int, round_: int, member: int = 0) -> Network:
+        """A network as training starts from it: pretrained backbone, random head; a function of seed and round, and of
+        which ``member`` of an ensemble it is.
 
-        Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of both as well.
+        Leaves PyTorch's global generator, which dropout draws from, in a state that is a function of these as well.
         """
-        torch.manual_seed(derive(seed, round_, "train"))
+        torch.manual_seed(derive(seed, round_, of_member("train", member)))
         model = build(len(self.class_names), self.config.model.without_weights)
         model.begin_as(self.pretrained)
         return model.to(self.backend.device)
 
-    def look(self, model: Network, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions | Sharded:
+    def look(self, model: Network, needs: set[str], free: Tensor, how: How = PLAIN,
+             members: Sequence[Network] = ()) -> Predictions | Sharded:
         """One pass over the pool, by this process or by the workers that hold it (paper, Step 1).
 
-        ``needs`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen backbone's vectors are
-        constants, those of `embeddings`.
+        ``needs`` and ``members`` as in `predict`; ``free`` bool ``[n_patches]``: what may be asked for. A frozen
+        backbone's vectors are constants, those of `embeddings`.
         """
         query = self.config.query
         if self.shards is not None and needs:
-            return self.shards.look(model, needs, free, query.n_informative, self.progress, how)
+            return self.shards.look(model, needs, free, query.n_informative, self.progress, how, members)
         vectors = (lambda: self.embeddings.vectors) if self.config.model.freeze_backbone else None
         return predict(model, self.train.features(model), needs, query.score, self.backend, self.progress, vectors,
-                       self._filled, how)
+                       self._filled, how, members)
 
     def held_out(self, pool: Pool, seed: int, k: int) -> Tensor | None:
         """Which labelled patches round k does not train on: bool ``[n]`` beside ``pool.labelled_ids``; None where the

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ..network.interface import Network
-from ..randomness import generator
+from ..randomness import generator, of_member
 from ..stages.evaluate import Score, evaluate
+from ..stages.members import further
 from ..stages.pool import Pool
 from ..stages.predict import patch_maps
 from ..stages.train import History, train
@@ -16,9 +17,10 @@ from .own_training import train_by
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
-          clock: StageClock) -> tuple[Network, History[Score]]:
-    """Train f_θ on D_L, from scratch; evaluate as it goes."""
-    model, val = experiment.new_model(seed, k), experiment.val
+          clock: StageClock, member: int = 0) -> tuple[Network, History[Score]]:
+    """Train f_θ on D_L, from scratch; evaluate as it goes. Other members of an ensemble draw otherwise, and are trained
+    on the same."""
+    model, val = experiment.new_model(seed, k, member), experiment.val
     features, val_features = experiment.train.features(model), val.features(model) if val else None
 
     def validate() -> Score | None:
@@ -32,15 +34,25 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
     ids, labels = pool.labelled_ids, pool.labels
     if held is not None:
         ids, labels = ids[~held], labels[~held]
+    evaluated = clock.seconds.get("evaluate", 0.0)
     with clock.stage("train"):
         if experiment.config.train.factory is not None:
-            history = train_by(experiment, model, ids, labels, seed, k, validate)
+            history = train_by(experiment, model, ids, labels, seed, k, validate, member)
         else:
             history = train(model, features, ids, labels, experiment.config.train,
-                            experiment.epochs(k), experiment.backend, generator(seed, k, "order"), validate,
-                            experiment.progress)
-    clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0)  # it ran inside
+                            experiment.epochs(k), experiment.backend,
+                            generator(seed, k, of_member("order", member)), validate, experiment.progress)
+    clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0) - evaluated  # it ran inside
     return model, history
+
+
+def learn_members(experiment: Experiment, pool: Pool, seed: int, k: int, clock: StageClock) -> list[Network]:
+    """The other members of round k's ensemble, beside the network of `learn`; none where the strategy asks for none.
+
+    Nothing of them is kept on disk: whoever goes on trains them again, and equal trainings are equal.
+    """
+    others = further(experiment.strategy.needs, experiment.config.query.members)
+    return [learn(experiment, pool, seed, k, clock, member)[0] for member in range(1, others + 1)]
 
 
 def show(experiment: Experiment, model: Network, chosen: Query, k: int, directory: Path) -> None:

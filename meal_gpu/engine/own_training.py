@@ -15,7 +15,7 @@ from ..network.factory import find
 from ..network.interface import Network
 from ..network.own import OwnNetwork
 from ..network.reading import said
-from ..randomness import derive
+from ..randomness import derive, of_member
 from ..stages.evaluate import Score
 from ..stages.train import History
 from .experiment import Experiment
@@ -54,7 +54,7 @@ class Patches:
 
 
 def train_by(experiment: Experiment, model: Network, ids: Tensor, labels: Tensor, seed: int, k: int,
-             validate: Callable[[], Score | None]) -> History[Score]:
+             validate: Callable[[], Score | None], member: int = 0) -> History[Score]:
     """Let ``train.factory`` train the network of round k; its weights are taken over. As `stages.train.train`."""
     name, path = experiment.config.train.factory, experiment.config.model.path
     assert name is not None
@@ -69,7 +69,7 @@ def train_by(experiment: Experiment, model: Network, ids: Tensor, labels: Tensor
     model.train()
     experiment.progress("train", 0, 1)
     try:
-        made = function(network, labelled_patches(experiment, ids, labels, seed, k, miou))
+        made = function(network, labelled_patches(experiment, ids, labels, seed, k, miou, member))
     except InputError:
         raise
     except Exception as error:  # whatever a stranger's code raises
@@ -87,14 +87,15 @@ def train_by(experiment: Experiment, model: Network, ids: Tensor, labels: Tensor
 
 
 def labelled_patches(experiment: Experiment, ids: Tensor, labels: Tensor, seed: int, k: int,
-                     evaluate: Callable[[], float | None]) -> Patches:
+                     evaluate: Callable[[], float | None], member: int = 0) -> Patches:
     grid: Grid = experiment.grid
     ids = ids.cpu()
     images, index = torch.unique(ids // grid.cells, return_inverse=True)
     boxes = torch.tensor([grid.box(patch % grid.cells) for patch in ids.tolist()])
     held = np.stack([experiment.stores.train.images[i] for i in images.tolist()])
     return Patches(held, tuple(experiment.train.names[i] for i in images.tolist()), index, boxes, labels.cpu(),
-                   experiment.class_names, experiment.epochs(k), derive(seed, k, "train") % 2**32, evaluate)
+                   experiment.class_names, experiment.epochs(k),
+                   derive(seed, k, of_member("train", member)) % 2**32, evaluate)
 
 
 def take_over(model: Network, given: nn.Module, made: Any, name: str) -> None:

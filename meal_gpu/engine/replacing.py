@@ -16,7 +16,7 @@ from ..timing import StageClock
 from . import outputs
 from .acquire import Query, acquire
 from .experiment import Experiment
-from .learning import learn
+from .learning import learn, learn_members
 
 
 @dataclass
@@ -43,7 +43,8 @@ class Replacing:
         config = self.experiment.config.revised("query", n_query=n)
         experiment, clock = self.experiment.like(config, self.experiment.progress), StageClock(pool.device)
         model = self._model(clock)
-        chosen = acquire(experiment, pool, model, self.seed, self.k - 1, clock)
+        members = learn_members(experiment, self.pool, self.seed, self.k - 1, clock)
+        chosen = acquire(experiment, pool, model, self.seed, self.k - 1, clock, members)
         maps = patch_maps(model, experiment.train.features(model), chosen.ids, experiment.backend)
         outputs.add_pictures(chosen, maps, experiment.stores.train.images, pool.grid, self.k, self.directory)
         return outputs.describe(chosen, pool.grid, samples)

@@ -18,7 +18,7 @@ from . import outputs, stop_set
 from .acquire import Query, acquire
 from .beginning import begin
 from .experiment import Experiment
-from .learning import learn, show
+from .learning import learn, learn_members, show
 from .oracle import Oracle
 from .outputs import ids_of
 from .replacing import Replacing
@@ -82,7 +82,7 @@ def run_seed(experiment: Experiment, seed: int, directory: Path, oracle: Oracle,
         next_query: list[Record] = []
         looked: Record = {}
         if k < rounds:
-            chosen = acquire(experiment, pool, model, seed, k, clock)
+            chosen = acquire(experiment, pool, model, seed, k, clock, learn_members(experiment, pool, seed, k, clock))
             next_query, looked = outputs.describe(chosen, pool.grid, samples), chosen.looked
             with clock.stage("show"):
                 show(experiment, model, chosen, k, directory)

@@ -47,7 +47,8 @@ class Asking:
                          "not trained on, and which these are is not known here. Use another strategy, or divide the "
                          "logits yourself.")
 
-    def look(self, model: Any, needs: set[str], free: Tensor, how: How = PLAIN) -> Predictions:
+    def look(self, model: Any, needs: set[str], free: Tensor, how: How = PLAIN,
+             members: Sequence[Any] = ()) -> Predictions:
         if self.config.query.min_distance:
             needs = {*needs, "features"}
         self.seen = self.looking.look(needs, self.report, how)

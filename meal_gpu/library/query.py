@@ -22,6 +22,7 @@ from ..network.model import DeepLabV3Plus
 from ..network.reading import Outputs, layers_with_maps
 from ..paths import expand
 from ..records import Record
+from ..stages.members import DISAGREEMENTS
 from ..stages.pool import Pool
 from ..stages.predict import BEYOND, PatchMaps
 from ..stages.statistics import OF_INPUTS
@@ -127,7 +128,7 @@ def query(
     seed, round
         Equal ones give equal answers. Count ``round`` up with each query.
     score
-        ``entropy``, ``least_confidence`` or ``margin``, per pixel, averaged over the patch.
+        ``entropy``, ``least_confidence``, ``margin`` or ``ratio``, per pixel, averaged over the patch.
     n_informative
         Of how many candidates of highest score ``meal`` and ``meal_ft`` choose; 200 by default, and never below n.
     selector, min_distance, umap
@@ -170,6 +171,9 @@ def query(
     tiling = Grid(*_pair(grid), *(size or pool_images.size() if isinstance(pool_images, Saved) else pool_images.size))
     config = _config(found, strategy, n, n_informative, score, selector, min_distance, umap, seed)
     manifold = manifold or Manifold()
+    if not found.needs.isdisjoint(DISAGREEMENTS):
+        raise InputError(f"Strategy '{config.query.strategy}' asks what several networks disagree about, and one was "
+                         "given: a run trains the others (query.members). Use bald, which samples one network.")
     inside = found.needs & (OF_INPUTS | BEYOND.keys())
     if inside and not isinstance(network, DeepLabV3Plus):
         raise InputError(f"Strategy '{config.query.strategy}' looks inside the network ({', '.join(sorted(inside))}), "

@@ -54,8 +54,6 @@ class Features:
     """Maps ``[frames, h4, w4, C]`` and ``[frames, h16, w16, C]`` in the autocast dtype; channels last, as used."""
     memo: dict[int, Maps] | None = None
     """The same of single frames that were read, where workers hold the pool: those trained on, in every epoch."""
-    mirrored: bool = False
-    """A `scan` sees its frames in a mirror, left and right exchanged."""
 
     @classmethod
     def of(cls, frames: Frames, model: Network, backend: Backend, cached: bool, stage: str = "features",
@@ -104,7 +102,8 @@ class Features:
                 yield frames, (filled(low[frames], self.batch), filled(high[frames], self.batch))
             return
         # A loop would hold a batch's pixels while the next is made.
-        yield from map(lambda part: (part[0], (self._seen(part[1]),)), self.frames.scan(self.batch))  # noqa: C417
+        yield from map(lambda part: (part[0], (filled(part[1], self.batch),)),  # noqa: C417
+                       self.frames.scan(self.batch))
 
     def some(self, model: Network, frames: Tensor) -> Iterator[Maps]:
         """The same maps of some frames, int64 ``[n]`` on the host, a batch at a time; the backbone's batches are of the
@@ -117,12 +116,19 @@ class Features:
             return
         for index, pixels in zip(batches, self.frames.read(batches), strict=True):
             with self.backend.autocast():
-                low, high = (part[: len(index)] for part in maps_of(model, (self._seen(pixels),)))
+                low, high = (part[: len(index)] for part in maps_of(model, (filled(pixels, self.batch),)))
             yield low, high
 
-    def _seen(self, pixels: Tensor) -> Tensor:
-        pixels = filled(pixels, self.batch)
-        return pixels.flip(3).contiguous(memory_format=torch.channels_last) if self.mirrored else pixels
+    def given_twice(self) -> Iterator[tuple[slice, Given, Given]]:
+        """`given`, and beside it the same frames in a mirror, left and right exchanged: always pixels, since what is
+        kept is of the frames as they are."""
+        if self.cache is None:
+            for frames, (pixels,) in self.given():
+                yield frames, (pixels,), in_mirror(pixels)
+            return
+        fresh = replace(self, cache=None, memo=None)
+        for (frames, kept), (_, (pixels,)) in zip(self.given(), fresh.given(), strict=True):
+            yield frames, kept, in_mirror(pixels)
 
     @property
     def parts(self) -> list[slice]:
@@ -190,6 +196,10 @@ class Features:
     def patch_vectors(self, maps: Tensor) -> Tensor:
         """F of equation 2: float32 ``[B * cells, C]``, maps ``[B, C, h, w]`` upsampled and averaged per patch."""
         return patch_means(maps, *self.means[maps.shape[2], maps.shape[3]])
+
+
+def in_mirror(pixels: Tensor) -> Given:
+    return (pixels.flip(3).contiguous(memory_format=torch.channels_last),)
 
 
 def maps_of(model: Network, given: Given) -> Maps:

@@ -16,7 +16,7 @@ from ..machine.card import card, usable_cores
 from ..network.features import DEVICE_BATCH_PIXELS, images_per_batch
 from .network_cost import Network
 from .roofline import Roofs, Work
-from .sizing import Extent
+from .sizing import Extent, further_networks
 from .traffic import Traffic, of_stages
 
 # Memory bandwidth, dense bfloat16 products; exponentials are 16 a clock on each multiprocessor, at the boost clock
@@ -142,8 +142,10 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
     n, n_val, file_pixels = extent.n_images, extent.n_val, extent.file_pixels
     epochs = train.lasting(train.epochs, middle(config, n) // train.batch_size)
     frozen, evaluations = config.model.freeze_backbone, math.ceil(epochs / train.eval_every)
-    each = costs(config, name, n, n_val, extent.n_classes)
-    scoring, training, validating = each.scoring, each.epoch.times(epochs), each.evaluation.times(evaluations)
+    each, networks = costs(config, name, n, n_val, extent.n_classes), 1 + further_networks(config)
+    scoring = each.scoring.times(networks)
+    training, validating = each.epoch.times(networks * epochs), each.evaluation.times(networks * evaluations)
+    of_each = f", of each of {networks} networks (query.members)" if networks > 1 else ""
     fit = _embedding(config, n, name)
     each_round = fit if query.strategy == "meal_ft" else 0.0
     total = scoring.seconds + each_round + training.seconds + validating.seconds
@@ -163,14 +165,14 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
                    f"two counts. Reading, copies and libraries come on top. `meal-gpu bench` measures {measured}",
         "  decode": decode,
         "  features": f"{each.features} once: the backbone is frozen" if frozen else "within forward and train",
-        "  forward": f"{scoring} for {n:,} images, the kernel within",
+        "  forward": f"{scoring} for {n:,} images, the kernel within{of_each}",
         "  kernel": f"{_seconds(each.kernel.gpu)} for {patches:,} patches",
         "  embed": embed,
-        "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the middle of a run"
+        "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the middle of a run{of_each}"
                    + ("; a pass of the backbone for each changed image comes on top, not counted"
                       if train.changes_images else "")
                    + ("; pseudo-labels come on top, not counted" if train.pseudo_labels else ""),
-        "  evaluate": f"{validating} for {evaluations} times {n_val:,} images",
+        "  evaluate": f"{validating} for {evaluations} times {n_val:,} images{of_each}",
     }
 
 

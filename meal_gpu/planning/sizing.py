@@ -25,7 +25,9 @@ from ..network.features import batch_pixels, full_batch
 from ..network.interface import Network
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows
+from ..stages.members import further
 from ..stages.train import patch_loss
+from ..strategies.select import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
     scoring = training = 0
     if isinstance(model, DeepLabV3Plus):
         scoring, training = peak_scoring(config, backend, model), peak_training(config, backend, model)
+    members = further_networks(config) * weights  # all of them score together
     described = {
         "pool": f"{n_images:,} images, {sizes.n_patches:,} patches; {n_val:,} images to validate on",
         "store on disk": f"{gigabytes(sizes.store)} (pool {gigabytes(sizes.pool)}, validation {gigabytes(sizes.val)}, "
@@ -194,12 +197,19 @@ def needs(config: Config, backend: Backend, extent: Extent) -> Needs:
             f"; validation images {where.val_images}" if n_val and where.val_images != where.images else ""),
         **({"workers": _workers(config, backend, model, n_images)} if sharded else {}),
         "device memory": f"{gigabytes(where.device_bytes)} images, masks and features, "
-                         f"{gigabytes(weights + 3 * trained)} network, gradients and Adam",
+                         f"{gigabytes(weights + 3 * trained)} network, gradients and Adam"
+                         + (f", {gigabytes(members)} other members of the ensemble" if members else ""),
         "at its peak": (f"{gigabytes(scoring)} more in scoring, {gigabytes(training)} in a training step; libraries "
                         "take more" if training else "not counted: the network is not ours"),
     }
-    device = where.device_bytes + weights + 3 * trained + max(scoring, training)
+    device = where.device_bytes + weights + members + 3 * trained + max(scoring, training)
     return Needs(sizes.store, weights * len(config.seeds), device, described)
+
+
+def further_networks(config: Config) -> int:
+    """Networks that a round trains beyond its first: the members of an ensemble."""
+    strategy = STRATEGIES.get(config.query.strategy)
+    return 0 if strategy is None else further(strategy.needs, config.query.members)
 
 
 def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]:

@@ -91,4 +91,8 @@ def choosing(run: Run) -> str:
         where = "of the whole pool" if query.strategy == "meal" else "fitted to these candidates"
         return (f"Each round takes the {query.n_informative} patches of {highest} and asks for those that {method} "
                 f"picks in a UMAP embedding {where}.")
-    return f"Patches are chosen by the strategy '{query.strategy}'."
+    chosen = f"Patches are chosen by the strategy '{query.strategy}'"
+    if query.strategy.startswith("ensemble"):
+        return (f"{chosen}, from {query.members} networks that are trained in each round; results are those of the "
+                "first.")
+    return f"{chosen}."

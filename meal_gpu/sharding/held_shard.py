@@ -77,17 +77,17 @@ class Holder:
         self.job, self.config = job, Config.load(yaml.safe_load(job.config))
         self.backend: Backend = resolve(self.config, embeds=False)
         self.shards: dict[Shard, Held] = {}
-        self._networks: dict[int, Network] = {}
-        """By the number of classes."""
+        self._networks: dict[int, list[Network]] = {}
+        """By the number of classes: one, and the others of its ensemble."""
 
     def look(self, shard: Shard, pass_: Pass, weights: bytes, progress: Progress) -> Predictions:
         """A pass over a shard, once."""
         held = self.shards.get(shard)
         if held is None or pass_.number not in held.seen:
-            model = self._network(pass_.classes, weights)
+            model, *members = self._loaded(pass_.classes, weights)
             held = held or self._hold(shard, model, progress)
             scan = functools.partial(predict, model, held.features, score=self.config.query.score, backend=self.backend,
-                                     progress=progress, filled=held.filled, how=pass_.how)
+                                     progress=progress, filled=held.filled, how=pass_.how, members=members)
 
             def vectors() -> Tensor:
                 if held.vectors is None:
@@ -99,12 +99,14 @@ class Holder:
             held.seen = dict([*held.seen.items(), (pass_.number, seen)][-KEPT:])
         return held.seen[pass_.number]
 
-    def _network(self, classes: int, weights: bytes) -> Network:
-        if classes not in self._networks:
-            network = build(classes, self.config.model.without_weights)
-            self._networks[classes] = network.to(self.backend.device).eval()
-        self._networks[classes].load_state_dict(from_safetensors(weights))
-        return self._networks[classes]
+    def _loaded(self, classes: int, weights: bytes) -> list[Network]:
+        """The networks of `shards.to_bytes`."""
+        states, networks = states_of(from_safetensors(weights)), self._networks.setdefault(classes, [])
+        while len(networks) < len(states):
+            networks.append(build(classes, self.config.model.without_weights).to(self.backend.device).eval())
+        for network, state in zip(networks, states, strict=False):
+            network.load_state_dict(state)
+        return networks[: len(states)]
 
     def _hold(self, shard: Shard, model: Network, progress: Progress) -> Held:
         config, backend = self.config, self.backend
@@ -123,6 +125,20 @@ class Holder:
         sources = read_manifest(Path(self.job.store)).get("sources")
         found = None if sources is None else partly_filled(extents(sources[slice(*shard)], data), data.tiling())
         return None if found is None else torch.from_numpy(found).to(self.backend.device)
+
+
+def member_key(i: int, name: str) -> str:
+    """Of an entry of another member's state, among those of the first network's."""
+    return f"member {i} {name}"
+
+
+def states_of(held: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The first network's state, and those of the others: what is not sent of these is the first one's."""
+    members: dict[int, dict[str, Tensor]] = {}
+    for key in [key for key in held if key.startswith("member ")]:
+        _, i, name = key.split(" ", 2)
+        members.setdefault(int(i), {})[name] = held.pop(key)
+    return [held, *({**held, **members[i]} for i in sorted(members))]
 
 
 _holder: Holder | None = None

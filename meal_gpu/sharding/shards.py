@@ -34,7 +34,7 @@ from ..stages.predict import PLAIN, How, Predictions
 from ..stages.ranking import merge
 from ..timing import Progress, no_progress
 from . import cluster
-from .held_shard import Job, Pass, Shard, answer, forget, ranked, ready, rows
+from .held_shard import Job, Pass, Shard, answer, forget, member_key, ranked, ready, rows
 from .workers import Broadcast, Workers
 
 
@@ -72,9 +72,10 @@ class Shards:
         self._ask(self._pass(model, set()), weights, range(len(self.ranges)), lambda shard: ready, progress, "features")
 
     def look(self, model: Network, needs: set[str], free: Tensor, n: int,
-             progress: Progress = no_progress, how: How = PLAIN) -> "Sharded":
+             progress: Progress = no_progress, how: How = PLAIN, members: Sequence[Network] = ()) -> "Sharded":
         """`predict` on the workers; of the patches that are ``free``, bool ``[n_patches]``, the n first come along."""
-        return Sharded(self, self._pass(model, needs, how), self.workers.broadcast(to_bytes(model)), free, n, progress)
+        weights = self.workers.broadcast(to_bytes(model, members))
+        return Sharded(self, self._pass(model, needs, how), weights, free, n, progress)
 
     def close(self) -> None:
         self.workers.everywhere(forget, self.job.run)
@@ -169,8 +170,12 @@ def even(n_images: int, n: int) -> list[Shard]:
     return [(first, last) for first, last in itertools.pairwise(cuts) if last > first]
 
 
-def to_bytes(model: Network) -> bytes:
-    return to_safetensors(dict(model.written()))
+def to_bytes(model: Network, members: Sequence[Network] = ()) -> bytes:
+    """The weights of a network, and of the others of its ensemble what a training may change."""
+    state = dict(model.written())
+    for i, member in enumerate(members):
+        state |= {member_key(i, name): value for name, value in member.written() if not member.constant(name)}
+    return to_safetensors(state)
 
 
 def start(config: Config) -> Workers:

@@ -1,6 +1,6 @@
 """Score the pool (paper, Step 1): logits at stride 4 → uncertainty per patch, in one pass over the frames."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,8 +16,9 @@ from ..network.interface import Network, Upsampling
 from ..network.model import DeepLabV3Plus
 from ..network.windows import along
 from ..timing import Progress, no_progress
+from .members import DISAGREEMENTS, disagreements, logits_of_each
 from .sampling import mutual_information
-from .statistics import STATISTICS, Tiles, measure, ratio, tiles_on
+from .statistics import STATISTICS, Tiles, measure, tiles_on
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ PLAIN = How()
 BASE = ("score", "features", "probabilities")
 """What a pass may be asked for, beside `STATISTICS` and `BEYOND`."""
 BEYOND = {"bald": "what samples of the network with dropped units disagree about, nats",
-          "mirrored": "the score of the frames seen in a mirror: a second pass"}
+          "mirrored": "the score of the frames seen in a mirror: a second pass",
+          "flip_js": "what the frames and their mirror images disagree about (Jensen-Shannon, nats): the same pass",
+          **DISAGREEMENTS}
 """What costs more than the pass itself."""
+MIRRORED = frozenset({"mirrored", "flip_js"})
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class PatchMaps:
 @torch.no_grad()
 def predict(model: Network, features: Features, needs: Collection[str], score: str, backend: Backend,
             progress: Progress = no_progress, vectors: Callable[[], Tensor] | None = None,
-            filled: Tensor | None = None, how: How = PLAIN) -> Predictions:
+            filled: Tensor | None = None, how: How = PLAIN, members: Sequence[Network] = ()) -> Predictions:
     """Run the network over all frames and keep what is needed of it per patch.
 
     Parameters
@@ -109,28 +113,26 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         Any of ``score``, ``features``, ``probabilities``, `STATISTICS` and `BEYOND`; other names are others' business.
         Nothing else is computed.
     score
-        ``entropy``, ``least_confidence`` or ``margin``, as `meal_gpu.kernels.patch_entropy` has them; or ``ratio``.
+        ``entropy``, ``least_confidence``, ``margin`` or ``ratio``, as `meal_gpu.kernels.patch_entropy` has them.
     vectors
         Gives the features where they are a frozen backbone's: constants, which are asked for instead of computed.
     filled
         int64 ``[n_patches, 2]``: pixel rows and columns of each patch that its image fills, where some do not fill
         theirs. The scores are the means over these pixels; everything else is that of the whole patch.
+    members
+        The other networks of an ensemble, for `DISAGREEMENTS`.
 
     Nothing is checked for being finite here, since that would wait for the device: `Predictions.bad` does it once
     for the whole pool, without waiting.
     """
     if vectors is not None and "features" in needs:
-        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how)
+        seen = predict(model, features, set(needs) - {"features"}, score, backend, progress, filled=filled, how=how,
+                       members=members)
         return replace(seen, features=vectors(), constant_features=True)
-    if "mirrored" in needs:
-        seen = predict(model, features, set(needs) - {"mirrored"}, score, backend, progress, filled=filled, how=how)
-        mirror = replace(features, cache=None, memo=None, mirrored=True)  # what is kept is of the frames as they are
-        other = predict(model, mirror, {"score"}, score, backend, progress, filled=filled, how=how)
-        return replace(seen, measured={**seen.measured, "mirrored": other.whole("score")})
     wanted = tuple(name for name in (*BASE, *STATISTICS, *BEYOND) if name in needs)
     if not wanted:
         return Predictions()
-    plain = set(wanted) <= set(BASE) and how.temperature == 1 and not features.mirrored
+    plain = set(wanted) <= set(BASE) and how.temperature == 1
     of_batch = backend.compiled(predict_batch) if plain else measure_batch
     cells, network = features.frames.grid.cells, for_scoring(model, backend)
     # One block each, from the first batch on: small results of every batch between its large temporaries would leave
@@ -144,13 +146,15 @@ def predict(model: Network, features: Features, needs: Collection[str], score: s
         held[name][frames.start * cells :][:n] = values[:n]
 
     means = features.means[features.logits_size], features.means[features.high_size]
-    more = () if plain else (features.mirrored, how, tiles_on(
-        features.frames.grid, features.logits_size, features.frames.device, features.align_corners))
-    for frames, given in features.given():
+    more = () if plain else (
+        how, tiles_on(features.frames.grid, features.logits_size, features.frames.device, features.align_corners),
+        [for_scoring(member, backend) for member in members])
+    batches = features.given_twice() if MIRRORED.intersection(wanted) else features.given()
+    for frames, given, *mirror in batches:
         real = None if filled is None else filled_up(filled[frames.start * cells : frames.stop * cells],
                                                      features.batch * cells)
         found = of_batch(network, given, features.upsampling, *means, features.frames.grid, wanted, score, backend,
-                         real, *more)
+                         real, *more, *mirror)
         for name, values in zip(wanted, found, strict=True):
             keep(name, values, frames)
         progress("score", frames.stop, features.frames.count)
@@ -171,7 +175,7 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     """What of `BASE` is wanted, in that order."""
     found = []
     if "score" in wanted:
-        found.append(mean_scores(logits, grid, score, filled, low, align_corners))
+        found.append(mean_scores(logits, grid, score, filled, align_corners))
     if "features" in wanted:
         found.append(patch_means(maps, *high))
     if "probabilities" in wanted:
@@ -179,11 +183,8 @@ def base_of(logits: Tensor, maps: Tensor, low: Means, high: Means, grid: Grid, w
     return found
 
 
-def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, low: Means,
-                align_corners: bool = True) -> Tensor:
-    """Mean score per pixel of each patch, float32 ``[B * cells]``; ``ratio`` at stride 4, and of whole patches."""
-    if score == "ratio":
-        return patch_means(ratio(logits)[:, None], *low).squeeze(1)
+def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, align_corners: bool = True) -> Tensor:
+    """Mean score per pixel of each patch, float32 ``[B * cells]``."""
     size, tiling = (grid.height, grid.width), (grid.rows, grid.cols)
     if filled is None:
         sums = patch_entropy(logits, size, tiling, score=score, align_corners=align_corners)
@@ -193,9 +194,9 @@ def mean_scores(logits: Tensor, grid: Grid, score: str, filled: Tensor | None, l
 
 
 def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high: Means, grid: Grid,
-                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, mirrored: bool,
-                  how: How, tiles: Tiles) -> list[Tensor]:
-    """Whatever is wanted of a batch, in that order. The frames come mirrored where ``mirrored`` says so."""
+                  wanted: tuple[str, ...], score: str, backend: Backend, filled: Tensor | None, how: How, tiles: Tiles,
+                  members: Sequence[Network] = (), mirror: Given = ()) -> list[Tensor]:
+    """Whatever is wanted of a batch, in that order; ``mirror`` are its frames in a mirror, for `MIRRORED`."""
     with backend.autocast():
         maps = maps_of(model, given)
         inputs = None  # what the last layer of somebody's network is given, nobody knows
@@ -204,10 +205,9 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
             logits: Tensor = model.decoder.classify(inputs)
         else:
             logits = model.logits(*maps, up)
+    as_made = logits
     if how.temperature != 1:
         logits = logits.float() / how.temperature
-    if mirrored:
-        logits = logits.flip(3)
     base = [name for name in BASE if name in wanted]
     found = dict(zip(base, base_of(logits, maps[1], low, high, grid, wanted, score, filled, model.align_corners),
                      strict=True))
@@ -218,16 +218,30 @@ def measure_batch(model: Network, given: Given, up: Upsampling, low: Means, high
         assert isinstance(model, DeepLabV3Plus)  # `prepare` has refused others
         unsure = mutual_information(model, *maps, up, how.dropout, how.samples, how.seed, backend)
         found["bald"] = tiles.means(unsure[:, None]).squeeze(1)
+    if mirror:
+        other = logits_of(model, mirror, up, backend)[0]
+        other = (other.float() / how.temperature if how.temperature != 1 else other).flip(3)
+        if "mirrored" in wanted:
+            found["mirrored"] = mean_scores(other, grid, score, filled, model.align_corners)
+        if "flip_js" in wanted:  # the mutual information of two is their Jensen-Shannon divergence
+            found["flip_js"] = tiles.means(disagreements(["disagreement"], [logits, other])[0][:, None]).squeeze(1)
+    names = [name for name in DISAGREEMENTS if name in wanted]
+    if names:
+        apart = disagreements(names, logits_of_each(as_made, members, given, maps, up, backend))
+        found |= zip(names, tiles.means(torch.stack(apart, 1)).unbind(1), strict=True)
     return [found[name] for name in wanted]
 
 
-def passes(needs: Collection[str], how: How) -> dict[str, int]:
-    """What a look costs, by name: ``pool``, forward passes over the pool; ``samples``, of dropped units, per pass."""
+def passes(needs: Collection[str], how: How, members: Sequence[Network] = ()) -> dict[str, int]:
+    """What a look costs, by name: ``pool``, forward passes over the pool; ``samples``, of dropped units, per pass;
+    ``members``, further networks that ran in a pass: whole, or everything behind the frozen backbone that they share.
+    """
     known = {*BASE, *STATISTICS, *BEYOND}.intersection(needs)
     if not known:
         return {}
     samples = {f"samples_{how.dropout}": how.samples} if "bald" in known else {}
-    return {"pool": 1 + ("mirrored" in known), **samples}
+    others = {"members": len(members)} if known & DISAGREEMENTS.keys() else {}
+    return {"pool": 2 if MIRRORED & known else 1, **samples, **others}
 
 
 def filled_means(means: Tensor, pixels: Tensor, grid: Grid, filled: Tensor) -> Tensor:

@@ -155,12 +155,6 @@ def measure(names: Collection[str], logits: Tensor, inputs: Tensor | None, tiles
     return found
 
 
-def ratio(logits: Tensor) -> Tensor:
-    """p2 / p1 of each pixel, float32 ``[B, h, w]``: the two largest logits are enough."""
-    first, second = top_two(logits.float())
-    return (second - first).exp()
-
-
 def top_two(p: Tensor) -> tuple[Tensor, Tensor]:
     """The largest and the second of each pixel ``[B, C, h, w]``; `topk` over a dimension so short sorts memory."""
     first, second = p[:, 0], torch.full_like(p[:, 0], -torch.inf)

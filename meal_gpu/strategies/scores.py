@@ -37,10 +37,32 @@ def bald(view: PoolView, n: int) -> Tensor:
     return view.ranked(view.whole("bald"), n)
 
 
+def ensemble(view: PoolView, n: int) -> Tensor:
+    """What networks disagree about that were trained on the same labels from other seeds, by mutual information
+    (Lakshminarayanan et al., 2017; Beluch et al., 2018)."""
+    return view.ranked(view.whole("disagreement"), n)
+
+
+def ensemble_votes(view: PoolView, n: int) -> Tensor:
+    """Query by committee (Dagan & Engelson, 1995): the entropy of these networks' votes."""
+    return view.ranked(view.whole("vote_entropy"), n)
+
+
+def ensemble_variation(view: PoolView, n: int) -> Tensor:
+    """Variation ratio (Beluch et al., 2018): the share of these networks that vote against the most."""
+    return view.ranked(view.whole("variation"), n)
+
+
 def equal(view: PoolView, n: int) -> Tensor:
     """EquAL (Golestaneh & Kitani, 2020): uncertainty, and that in a mirror. It holds no disagreement of the two."""
     assert view.score is not None
     return view.ranked(view.whole("mirrored"), n, view.score)
+
+
+def flip_js(view: PoolView, n: int) -> Tensor:
+    """What the network says of an image and of its mirror image, by Jensen-Shannon divergence: the disagreement that
+    `equal` has not."""
+    return view.ranked(view.whole("flip_js"), n)
 
 
 def cereals(view: PoolView, n: int) -> Tensor:
@@ -83,7 +105,11 @@ SCORES: dict[str, Strategy] = {
     "ripu": Strategy(ripu, frozenset({"ripu"}), ranks=True),
     "ripu_patch": Strategy(ripu_patch, frozenset({"histogram", "entropy"}), ranks=True),
     "bald": Strategy(bald, frozenset({"bald"}), ranks=True),
+    "ensemble": Strategy(ensemble, frozenset({"disagreement"}), ranks=True),
+    "ensemble_votes": Strategy(ensemble_votes, frozenset({"vote_entropy"}), ranks=True),
+    "ensemble_variation": Strategy(ensemble_variation, frozenset({"variation"}), ranks=True),
     "equal": Strategy(equal, frozenset({"score", "mirrored"}), ranks=True),
+    "flip_js": Strategy(flip_js, frozenset({"flip_js"}), ranks=True),
     "cereals": Strategy(cereals, frozenset({"score"}) | NEEDS),
     "clasp": Strategy(clasp, frozenset({"class_entropy", "entropy"})),
 }

@@ -145,7 +145,7 @@ def _best_among(best: Callable[[int], Tensor], free: Tensor, n: int) -> Tensor:
 @dataclass(frozen=True)
 class Strategy:
     """A function, and what it needs of a pass over the pool: ``score features probabilities embedding``, any of
-    `meal_gpu.stages.statistics.STATISTICS`, ``bald`` or ``mirrored``, and ``temperature``."""
+    `meal_gpu.stages.statistics.STATISTICS` and `meal_gpu.stages.predict.BEYOND`, and ``temperature``."""
 
     choose: Callable[[PoolView, int], Tensor]
     needs: frozenset[str] = frozenset()

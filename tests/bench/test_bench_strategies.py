@@ -32,5 +32,6 @@ def test_both_passes_and_every_choice_are_timed(tmp_path):
     assert result.part == "strategies"
     names = [stage.name for stage in result.stages]
     assert names[:2] == ["pass of meal", "pass for all"]
+    assert {"bald, last", "ensemble of 3", "mirrored"} <= set(names)
     assert {f"{name}, 200" for name in STRATEGIES} <= set(names)
     assert result.stages[1].baselines[0].name == "meal's"

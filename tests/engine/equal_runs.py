@@ -39,6 +39,8 @@ def cells() -> list[dict[str, Any]]:
                   "train.min_steps": 3, **changed, **taught}
     every[2] |= {**changed, **taught}
     every[-4] |= taught
+    for cell in (every[1], every[6]):  # frozen and finetuned
+        cell |= {"query.strategy": "ensemble", "query.members": 2}
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs
         every[0]["query.strategy"] = "meal"
     return every

@@ -22,6 +22,7 @@ from meal_gpu.errors import InputError
 from meal_gpu.folders.network import load, logits
 from meal_gpu.launch import resume, run
 from meal_gpu.records import read_rounds
+from meal_gpu.strategies.select import STRATEGIES
 from meal_gpu.timing import StageClock
 
 HERE = str(Path(__file__).resolve().parents[1])
@@ -49,6 +50,10 @@ KINDS = {
                         "model__arguments": {"maps": 1}},
     "staged, trained": {"factory": "own_networks:staged", "query__strategy": "meal_ft"},
     "own training": {"train__factory": "own_networks:train_copy", "data__context": "image"},
+    "ensemble": {"query__strategy": "ensemble", "query__members": 2, "data__context": "image"},
+    "ensemble, own training": {"query__strategy": "ensemble", "query__members": 2, "data__context": "image",
+                               "factory": "own_networks:staged", "model__freeze_backbone": True,
+                               "train__factory": "own_networks:train_copy"},
 }
 
 
@@ -73,7 +78,8 @@ def test_equal_seeds_give_equal_runs_and_a_killed_one_goes_on(tmp_path, kind):
     records = read_rounds(first / "seed-0")
     assert len(records) == config.query.rounds + 1
     assert all(record["miou"] is not None for record in records)
-    assert all(patch["score"] is not None for patch in records[0]["next_query"])
+    scored = "score" in STRATEGIES[config.query.strategy].needs
+    assert all((patch["score"] is not None) == scored for patch in records[0]["next_query"])
     _, _, function = config.model.factory.partition(":")
     module = getattr(own_networks, function)(len(records[0]["iou"]), **config.model.arguments)
     module.load_state_dict(load_file(first / "seed-0" / "model.safetensors"))  # its names are the module's own

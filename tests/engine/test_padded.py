@@ -57,7 +57,7 @@ def reference_scores(experiment: Experiment, model: torch.nn.Module, score: str)
 
 
 @pytest.mark.parametrize("context", ["image", "patch"])
-@pytest.mark.parametrize("score", ["entropy", "margin", "least_confidence"])
+@pytest.mark.parametrize("score", ["entropy", "margin", "least_confidence", "ratio"])
 def test_scores_are_means_over_the_pixels_that_an_image_fills(root, tmp_path, context, score):
     """The padding, of which the network knows nothing, was a part of the mean."""
     experiment = prepare(config(root, tmp_path, **{"data.context": context, "query.score": score}))

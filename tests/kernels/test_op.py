@@ -194,4 +194,5 @@ def test_cost_counts() -> None:
     none = cost.patch_entropy((1, 19, 64, 64), (64, 64), (4, 4), item_bytes=2)
     assert none.flops == 64 * 64 * (18 * 6 + 20)
     costs = [cost.patch_entropy((1, 19, 64, 64), (64, 64), (4, 4), item_bytes=2, score=s).flops for s in SCORES]
-    assert costs[0] > costs[2] > costs[1] == costs[3]
+    assert costs[0] > costs[2] > costs[1] == costs[3] > costs[4]
+    assert cost.patch_entropy((1, 19, 64, 64), (64, 64), (4, 4), item_bytes=2, score="ratio").exps == 64 * 64

@@ -52,6 +52,7 @@ def test_scores_by_hand() -> None:
         "least_confidence": [0.5, 2 / 3],
         "margin": [0.75, 1.0],
         "confidence": [0.5, 1 / 3],
+        "ratio": [0.5, 1.0],
     }
     assert set(expected) == set(reference.SCORES)
     for score, values in expected.items():
@@ -61,7 +62,7 @@ def test_scores_by_hand() -> None:
 def test_tiny_probabilities_keep_their_precision() -> None:
     """p = e^-40 beside 1: the entropy is 41 e^-40, which 1 + e^-40 == 1 would lose."""
     x = torch.tensor([0.0, -40.0], dtype=torch.float64).reshape(1, 2, 1, 1)
-    for score, expected in (("entropy", 41), ("least_confidence", 1), ("margin", 2)):
+    for score, expected in (("entropy", 41), ("least_confidence", 1), ("margin", 2), ("ratio", 1)):
         assert reference.score_map(x, (1, 1), score=score).item() == pytest.approx(expected * math.exp(-40), rel=1e-12)
 
 

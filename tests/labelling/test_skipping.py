@@ -4,15 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from annotators import index_folder
 from PIL import Image
 from tiny import tiny_config
 
 from meal_gpu import LabelsMissingError, resume, run
 from meal_gpu.data.datasets import open_dataset
+from meal_gpu.engine.acquire import acquire
+from meal_gpu.engine.experiment import prepare
+from meal_gpu.engine.learning import learn, learn_members
+from meal_gpu.engine.oracle import SimulatedOracle
+from meal_gpu.engine.outputs import ids_of
 from meal_gpu.labelling.adding import add, skip
 from meal_gpu.records import read_rounds
 from meal_gpu.report import load_run
+from meal_gpu.timing import StageClock
 
 
 def items(folder):
@@ -25,10 +32,22 @@ def wait(directory, config=None):
     return waiting.value
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_a_run_goes_on_with_others(tmp_path, kept):
-    """Also where the network was not kept: it is trained again, and asks for the same."""
-    config = tiny_config(tmp_path, **{"query.oracle": "people", "query.strategy": "entropy", "query.rounds": 2,
+def others_of(config, directory):
+    """What an uninterrupted run asks for after what this one was given first."""
+    experiment, first = prepare(config), read_rounds(directory / "seed-0")[0]
+    pool, ids = experiment.new_pool(), ids_of(first["queried"])
+    pool.reveal(ids, SimulatedOracle(experiment.stores.train.masks, experiment.grid).label(0, ids))
+    pool.withhold(torch.tensor(first["skipped"]))
+    clock = StageClock(torch.device("cpu"))
+    model, _ = learn(experiment, pool, 0, 0, clock)
+    return acquire(experiment, pool, model, 0, 0, clock, learn_members(experiment, pool, 0, 0, clock)).ids.tolist()
+
+
+@pytest.mark.parametrize(("kept", "strategy"), [(True, "entropy"), (False, "entropy"), (True, "ensemble")])
+def test_a_run_goes_on_with_others(tmp_path, kept, strategy):
+    """Also where the network was not kept: it is trained again, and asks for the same. So is an ensemble always."""
+    config = tiny_config(tmp_path, **{"query.oracle": "people", "query.strategy": strategy, "query.rounds": 2,
+                                      "query.members": 2,
                                       "query.n_query": 3, "train.epochs": 1, "train.final_epochs": 1})
     dataset, directory = open_dataset(config.data), tmp_path / "run"
     files = {sample.name: sample.mask for sample in dataset.train}
@@ -58,14 +77,19 @@ def test_a_run_goes_on_with_others(tmp_path, kept):
         (directory / "seed-0" / "model.safetensors").unlink()
     assert wait(directory).missing == 1
     (other,) = items(rounds / "round-01-more-1")
-    scores = [item["score"] for item in [*asked, other]]
-    assert scores == sorted(scores, reverse=True)  # the next best
+    if strategy == "entropy":
+        scores = [item["score"] for item in [*asked, other]]
+        assert scores == sorted(scores, reverse=True)  # the next best
+    else:  # four at once would have been these
+        whole = tiny_config(tmp_path, **{"query.strategy": strategy, "query.rounds": 2, "query.n_query": 4,
+                                         "query.members": 2, "train.epochs": 1, "train.final_epochs": 1})
+        assert others_of(whole, directory) == [item["patch"] for item in [*asked, other]]
     assert other["prediction_sha256"]
     # That is skipped too.
     skip(directory, [other["id"]])
     assert wait(directory).missing == 1
     (third,) = items(rounds / "round-01-more-2")
-    assert third["score"] <= other["score"]
+    assert strategy != "entropy" or third["score"] <= other["score"]
     label(rounds / "round-01-more-2")
     wait(directory)
     label(rounds / "round-02")

@@ -25,7 +25,7 @@ from meal_gpu.timing import StageClock
 
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("deep", [0, 2, 3], ids=["stride 1", "stride 4", "stride 8"])
-@pytest.mark.parametrize("score", ["entropy", "least_confidence", "margin"])
+@pytest.mark.parametrize("score", ["entropy", "least_confidence", "margin", "ratio"])
 def test_scores_and_choice_are_those_of_a_plain_loop(deep, align, score):
     network, images = small(deep=deep).eval(), inputs()
     answer = query(network, images, GRID, 7, strategy="entropy", score=score, align_corners=align, batch_size=2,

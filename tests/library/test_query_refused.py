@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import GRID, inputs, small
+from tiny import noise, tiny_model
 from torch import nn
 
 from meal_gpu.errors import InputError
@@ -100,3 +101,10 @@ def test_bad_arguments_are_told_in_one_sentence(asked, said):
     given = {"images": inputs(), "grid": GRID, "n": 2, "features": "body", "progress": False, **asked}
     with pytest.raises(InputError, match=said):
         query(small(), given.pop("images"), given.pop("grid"), given.pop("n"), **given)
+
+
+@pytest.mark.parametrize("network", [small, lambda: tiny_model(4)])
+@pytest.mark.parametrize("strategy", ["ensemble", "ensemble_votes", "ensemble_variation"])
+def test_one_network_disagrees_with_nobody(network, strategy):
+    with pytest.raises(InputError, match=rf"'{strategy}' asks what several networks disagree about, .* Use bald"):
+        query(network(), noise(4, 64, 96), GRID, 2, strategy=strategy, progress=False)

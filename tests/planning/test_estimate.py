@@ -15,6 +15,11 @@ from meal_gpu.planning.traffic import of_stages
 CITYSCAPES = Extent(19, 2975, 500, True, 2048 * 1024)
 
 
+def seconds(text: str) -> float:
+    value, unit = text.split(" ")[:2]
+    return float(value) * {"s": 1, "min": 60, "ms": 1e-3}[unit]
+
+
 def stages(monkeypatch, *overrides: str) -> dict[str, str]:
     """Of full-scale Cityscapes, without its files."""
     monkeypatch.setattr(estimate, "usable_cores", lambda: 8)
@@ -69,6 +74,11 @@ def test_what_a_run_does_otherwise(monkeypatch):
     assert "in every round" in tuned["embed"]
     assert "13 times" in tuned["evaluate"]
     assert stages(monkeypatch, "query.strategy=entropy")["embed"] == "nothing"
+    one, five = stages(monkeypatch, "query.strategy=bald"), stages(monkeypatch, "query.strategy=ensemble_votes")
+    for stage in ("forward", "train", "evaluate"):
+        assert "of each of 5 networks (query.members)" in five[stage]
+        assert "networks" not in one[stage]
+    assert seconds(five["train"]) == pytest.approx(5 * seconds(one["train"]), rel=0.05)
     monkeypatch.setattr(estimate, "card", lambda: {"gpu": "NVIDIA A100-SXM4-80GB"})
     assert "on an A100: an ESTIMATE" in stages(monkeypatch)["a round"]
 

@@ -10,6 +10,7 @@ from meal_gpu.config import Config, ModelConfig
 from meal_gpu.data.frames import HeldFrames
 from meal_gpu.engine.experiment import prepare
 from meal_gpu.machine.backend import resolve
+from meal_gpu.network.build import build
 from meal_gpu.network.features import BATCH_PIXELS, PEAK_BYTES, Features
 from meal_gpu.network.model import DeepLabV3Plus
 from meal_gpu.planning.sizing import (
@@ -19,6 +20,7 @@ from meal_gpu.planning.sizing import (
     describe,
     gigabytes,
     measure,
+    needs,
     peak_scoring,
     peak_training,
     place,
@@ -167,6 +169,20 @@ def test_the_description_of_a_demo_draws_nothing(tmp_path):
     small = tiny.model_copy(update={"data": tiny.data.model_copy(update={"budget_gb": 1e-6})})
     assert "do not fit into the budget of 0 MB" in describe(small, resolve(small), Extent.of(small))["placement"]
     assert "computed again in every round" in describe(small, resolve(small), Extent.of(small))["features"]
+
+
+@pytest.mark.parametrize("strategy", ["ensemble", "ensemble_votes", "bald"])
+def test_an_ensembles_members_are_held_together(tmp_path, strategy):
+    one, five, unknown = (tiny_config(tmp_path, **{"query.strategy": name, "query.members": 5})
+                          for name in ("entropy", strategy, "no such strategy"))
+    extent = Extent.of(one)
+    model = build(extent.n_classes, one.model)
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    least, more = (needs(each, resolve(each), extent) for each in (one, five))
+    members = 0 if strategy == "bald" else 4
+    assert more.device - least.device == members * weights
+    assert ("other members of the ensemble" in more.described["device memory"]) == bool(members)
+    assert needs(unknown, resolve(one), extent).device == least.device
 
 
 def test_the_description_of_a_sharded_run(tmp_path):

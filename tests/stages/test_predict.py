@@ -42,12 +42,12 @@ def uncertainty(logits: torch.Tensor, score: str) -> float:
     log_p = logits.log_softmax(0)
     top = log_p.exp().topk(2, dim=0).values
     return float({"entropy": -(log_p.exp() * log_p).sum(0), "least_confidence": 1 - top[0],
-                  "margin": 1 - (top[0] - top[1])}[score].mean())
+                  "margin": 1 - (top[0] - top[1]), "ratio": top[1] / top[0]}[score].mean())
 
 
 @pytest.mark.parametrize("context", ["image", "patch"])
 @pytest.mark.parametrize(("size", "grid"), SIZES, ids=str)
-@pytest.mark.parametrize("score", ["entropy", "least_confidence", "margin"])
+@pytest.mark.parametrize("score", ["entropy", "least_confidence", "margin", "ratio"])
 def test_scores_are_means_over_the_patchs_pixels(model, size, grid, context, score):
     images, tiling = noise(2, *size), Grid(*grid, *size)
     found = predict(model, tiny_features(model, images, grid, context), {"score"}, score, BACKEND)

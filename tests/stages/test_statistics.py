@@ -227,13 +227,22 @@ def test_in_a_mirror_frames_are_seen_turned_and_told_as_they_are(model):
     images = noise(2, 57, 83)
     for cached in (False, True):
         features = tiny_features(model, images, (3, 4), cached=cached)
-        found = predict(model, features, {"score", "mirrored"}, "entropy", BACKEND)
+        found = predict(model, features, {"score", "mirrored", "flip_js"}, "entropy", BACKEND)
         with torch.no_grad():
+            seen = model.logits(*model.features(normalise(images))).double()
             logits = model.logits(*model.features(normalise(images.flip(2)))).flip(3)
         full = F.interpolate(logits.double(), (57, 83), mode="bilinear", align_corners=True)
         entropy = -(full.softmax(1) * full.log_softmax(1)).sum(1)
         expected = [entropy[i, y0:y1, x0:x1].mean() for i in range(2) for y0, x0, y1, x1 in Grid(3, 4, 57, 83).boxes()]
         torch.testing.assert_close(found.whole("mirrored").double(), torch.stack(expected), rtol=1e-4, atol=1e-5)
+        p, q = seen.softmax(1), logits.double().softmax(1)
+        js = sum((one * (one / ((p + q) / 2)).log()).sum(1) / 2 for one in (p, q))
+        js = F.interpolate(js[:, None], (57, 83), mode="bilinear", align_corners=True)[:, 0]
+        expected = [js[i, y0:y1, x0:x1].mean() for i in range(2) for y0, x0, y1, x1 in Grid(3, 4, 57, 83).boxes()]
+        torch.testing.assert_close(found.whole("flip_js").double(), torch.stack(expected), rtol=1e-3, atol=1e-6)
+        alone = predict(model, features, {"flip_js"}, "entropy", BACKEND)
+        assert set(alone.measured) == {"flip_js"}
+        assert alone.score is None
         assert torch.equal(found.score, predict(model, features, {"score"}, "entropy", BACKEND).score)
 
 

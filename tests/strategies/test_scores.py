@@ -23,10 +23,14 @@ def double(one: object, name: str) -> np.ndarray:
     return one.of(name, None).double().numpy()
 
 
-@pytest.mark.parametrize("name", ["ripu", "bald"])
+FIELDS = {"ripu": "ripu", "bald": "bald", "ensemble": "disagreement", "ensemble_votes": "vote_entropy",
+          "ensemble_variation": "variation", "flip_js": "flip_js"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
 def test_what_the_pass_says_is_taken_from_the_top_ties_to_the_lower_id(name):
     field = torch.randint(0, 4, (24,), generator=torch.Generator().manual_seed(3)).float()
-    one = featured(pool(), torch.ones(24, 2), **{name: field})
+    one = featured(pool(), torch.ones(24, 2), **{FIELDS[name]: field})
     assert LITERATURE[name].choose(one, 7).tolist() == ranked(field.numpy(), FREE, 7)
 
 
