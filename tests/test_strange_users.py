@@ -59,7 +59,7 @@ def test_a_home_that_cannot_be_written(tmp_path):
 
 def test_nowhere_to_keep_anything(tmp_path):
     program = ("import logging; logging.basicConfig(format='%(message)s'); from meal_gpu.kernels import jit; "
-               "print(jit.compiled(lambda x: x + 1, 'int64(int64)')(1), jit.settle_cache())")
+               "print(jit.Kernel(lambda x: x + 1, 'int64(int64)')()(1), jit.settle_cache())")
     ran = as_somebody(tmp_path, ["-c", f"import tempfile; tempfile.tempdir = '/proc'; {program}"], HOME="/")
     assert ran.stdout.split() == ["2", "None"], ran.stderr
     assert "Compiled code cannot be kept (/.cache/numba cannot be written)" in ran.stderr
