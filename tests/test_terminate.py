@@ -32,7 +32,7 @@ def test_a_run_that_is_ended_says_how_to_go_on(tmp_path, number, code, what, wor
         process.send_signal(number)
         assert process.stderr is not None
         text = process.stderr.read()
-        assert process.wait() == code
+        assert process.wait() == code, text
     said = [line for line in text.splitlines() if line.startswith(what)]
     assert said == [f"{what} Finished rounds are kept; go on with: meal-gpu run --resume {out}"]
     for trouble in ("Traceback", "leaked", "Error"):

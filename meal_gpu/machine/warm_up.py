@@ -66,10 +66,10 @@ def _take(names: Sequence[str]) -> None:
     sys.setswitchinterval(SWITCH_S)
     try:
         asked = [i for i, name in enumerate(names) if name not in AT_ONCE + SLOW_TO_ASK]
-        first = next((i for i in asked if PARTS[names[i]].missing()), len(names))
+        first = next((i for i in asked if _missing(names[i])), len(names))
         with _elsewhere(names[first:]) as rest:
             for name in names[:first]:
-                if name in SLOW_TO_ASK and PARTS[name].missing():
+                if name in SLOW_TO_ASK and _missing(name):
                     with _elsewhere([name]) as late:
                         _load(late)
                 else:
@@ -87,6 +87,14 @@ def _load(names: Iterable[str]) -> None:
             PARTS[name]()
         except Exception as error:  # whoever needs it will do it, or say what is wrong
             _log.debug("not compiled ahead: %s: %s", name, error)
+
+
+def _missing(name: str) -> bool:
+    try:
+        return not _process_ends() and PARTS[name].missing()
+    except Exception as error:  # such as an import while the process ends
+        _log.debug("not known whether it is compiled: %s: %s", name, error)
+        return False
 
 
 def _process_ends() -> bool:

@@ -61,6 +61,22 @@ def test_what_fails_keeps_nothing_else_from_being_ready(asked, monkeypatch):
     assert asked == ["runs", "normalise", "entropy", "umap"]
 
 
+@pytest.mark.parametrize("name", ["confusion", "umap"])
+def test_whoever_cannot_say_whether_it_is_there_stops_nothing(asked, monkeypatch, name):
+    """Importing umap-learn fails while a process ends, and a traceback of the thread was the last that people saw."""
+
+    class Broken(Part):
+        def missing(self) -> bool:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    monkeypatch.setitem(PARTS, name, Broken(name, asked))
+    warm_up(torch.device("cpu"), scores=True, embeds=True, placing=False).join()
+    assert not raised
+    assert asked == ["runs", "normalise", "confusion", "entropy", "umap"]
+
+
 @pytest.mark.parametrize("missing", ["confusion", "entropy", "umap"])
 def test_what_has_to_be_compiled_is_given_to_a_process(asked, monkeypatch, missing):
     """From the first of it on, in order; what is needed at once is not waited for."""
