@@ -20,7 +20,8 @@ def test_a_run_that_is_ended_says_how_to_go_on(tmp_path, number, code, what, wor
     if words and number == signal.SIGINT:
         pytest.skip("the same way out; each start of workers takes seconds")
     config = tmp_path / "tiny.yaml"
-    values = {"query.strategy": "random", "query.rounds": 3, "train.epochs": 4}
+    # A last round that does not end before the signal comes, however late that is on a busy machine.
+    values = {"query.strategy": "random", "query.rounds": 3, "train.epochs": 4, "train.final_epochs": 400}
     config.write_text(tiny_config(tmp_path, **values).dump())
     out = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-m", "meal_gpu.cli", "run", str(config), "--out", str(out), *words],
