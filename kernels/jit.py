@@ -20,21 +20,30 @@ from .folders import private_folder, writable
 _log = logging.getLogger("meal_gpu")
 
 
-class Kernel:
+class Awaited:
+    """Something that another process may be compiling."""
+
+    elsewhere: threading.Event | None = None
+    """Set when that has compiled it into numba's cache, or has given up."""
+
+    def wait(self) -> None:
+        """Till then; whoever needs it does."""
+        if self.elsewhere is not None:
+            self.elsewhere.wait()
+
+
+class Kernel(Awaited):
     """A numba function that is compiled once in a process, or loaded from numba's cache; compiling takes seconds."""
 
     def __init__(self, function: Callable[..., Any], signature: str, **options: Any) -> None:
         self.function, self.signature, self.options = function, signature, options
-        self.elsewhere: threading.Event | None = None
-        """Set when another process has compiled it into numba's cache, or has given up; whoever needs it waits."""
         self._compiled: Any = None
         self._once = threading.Lock()
 
     def __call__(self) -> Any:
         """The compiled function."""
         if self._compiled is None:
-            if self.elsewhere is not None:
-                self.elsewhere.wait()
+            self.wait()
             with self._once:
                 if self._compiled is None:
                     self._compiled = self._compile()

@@ -41,6 +41,9 @@ Record = dict[str, Any]
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 ENVIRONMENT = "environment.json"
+GALLERY, STOP_SET = "gallery/round-{:02d}.npz", "stop-set/predictions-{:02d}.npz"
+"""Below a seed's directory, by round: what is drawn of the patches that it reveals, and what its network says of the
+stop set. Nothing needs them to go on."""
 _SINCE = ("threads", "tracking")
 """Keys beside the sections that came later: runs of before ran with what is their default."""
 ARRAYS_BYTES = 2**32
@@ -277,5 +280,9 @@ def update_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
         _log.warning("%s It is begun anew: the report will lack what it held.", error)
         if file.is_dir() and not file.is_symlink():
             return
-    held.update(arrays)
-    write_atomic(file, lambda stream: np.savez_compressed(stream, **held))  # type: ignore[arg-type]
+    write_arrays(file, held | arrays)
+
+
+def write_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """An ``.npz`` file, atomically."""
+    write_atomic(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]

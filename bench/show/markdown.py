@@ -4,15 +4,12 @@
 """
 
 import json
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
-from meal_gpu.errors import InputError
-from meal_gpu.files import write_atomic
-
 from ..result import SCHEMA, Part, Result
+from .marks import between, rewrite, row
 from .table import across, advice, count, milliseconds, share, whole_text
 
 HERE = Path(__file__).resolve().parents[1]
@@ -65,11 +62,11 @@ def _stages(result: Result) -> list[str]:
     compared = any(stage.baselines for stage in result.stages)
     heads = ["stage", "items", "median ms (20–80 %)", "items/s", "bound", "of roof", *(["of a round"] if whole else []),
              *(["times as fast as (20–80 %)"] if compared else [])]
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [row(heads), row(["---"] * len(heads))]
     for stage in result.stages:
         versus = [f"{other.name} {other.ratio[1]:,.1f} ({other.ratio[0]:,.1f}–{other.ratio[2]:,.1f})"
                   for other in stage.baselines if other.ratio]
-        lines.append(_row([
+        lines.append(row([
             stage.name, f"{stage.items:,} {stage.unit}",
             f"{milliseconds(stage.times.median_ms)} ({across(stage.times)})", count(stage.items_per_second),
             stage.bound or "–", f"{stage.share_of_roof:.0%}" if stage.bound else "–",
@@ -79,35 +76,27 @@ def _stages(result: Result) -> list[str]:
 
 
 def _growth(result: Result) -> list[str]:
-    lines = [_row(["stage", "over", "seconds", "time ~ n^", "memory ~ n^"]), _row(["---"] * 5)]
-    return lines + [_row([
+    lines = [row(["stage", "over", "seconds", "time ~ n^", "memory ~ n^"]), row(["---"] * 5)]
+    return lines + [row([
         one.stage, f"{', '.join(f'{size:,.0f}' for size in one.sizes)} {one.over}",
         ", ".join(f"{seconds:.3g}" for seconds in one.seconds), f"{one.exponent:.2f}",
         "–" if one.memory_exponent is None else f"{one.memory_exponent:.2f}"]) for one in result.growth]
 
 
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _memory(result: Result) -> list[str]:
     """The memory at its highest, each phase in a process of its own."""
     heads = ["", "images", "seconds", "most memory, GB", "of it when all was imported", "added"]
-    lines = [_row(heads), _row(["---"] * len(heads))]
+    lines = [row(heads), row(["---"] * len(heads))]
     for stage in result.stages:
         highest, added = stage.peak.host_bytes or 0, stage.peak.host_added_bytes or 0
-        lines.append(_row([stage.name.split()[0], f"{stage.items:,}", f"{stage.times.median_ms / 1e3:,.0f}",
+        lines.append(row([stage.name.split()[0], f"{stage.items:,}", f"{stage.times.median_ms / 1e3:,.0f}",
                            *(f"{size / 1e9:.2f}" for size in (highest, highest - added, added))]))
     return lines
 
 
 def updated(page: str, content: str) -> str:
     """A page with new content between its marks. Raises `InputError` where they are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{PAGE} lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
-    return f"{before}{BEGIN}\n{content}{END}{after}"
+    return between(BEGIN, END, page, content, PAGE)
 
 
 def some() -> str:
@@ -122,11 +111,8 @@ def everything() -> str:
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    for file, new in ((PAGE, updated(text, some())), (ALL, everything())):
-        if not file.exists() or new != file.read_text():
-            write_atomic(file, new.encode())
-            print(f"updated {file}", file=sys.stderr)
+    rewrite(PAGE, updated(PAGE.read_text(), some()))
+    rewrite(ALL, everything())
 
 
 if __name__ == "__main__":

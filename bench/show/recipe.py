@@ -5,14 +5,13 @@ Made of ``bench/results/camvid_recipe``: ``small.yaml``, the sweep; a folder of 
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from meal_gpu.config import Config
-from meal_gpu.errors import InputError
-from meal_gpu.files import write_atomic
 from meal_gpu.sweepfile import load_points
+
+from .marks import between, rewrite, row
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "camvid_recipe"
@@ -38,7 +37,7 @@ def table(results: Path = RESULTS) -> str:
                      "" if point is plain else f"{last['miou'] - base['miou']:+.3f}",
                      f"{sum(last['iou'][name] or 0 for name in RARE) / len(RARE):.3f}",
                      f"{_steps(point.config, last['n_labelled']):,}", _cost(costs["steps"].get(part))])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    text = "\n".join(map(row, rows))
     if missing:
         text += f"\n\nNot measured yet: {', '.join(missing)}."
     if costs["steps"]:
@@ -72,19 +71,11 @@ def _cost(ratios: list[float] | None) -> str:
 
 def updated(page: str, content: str) -> str:
     """A page with new content between its marks. Raises `InputError` where they are missing."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{PAGE} lacks the marks '{BEGIN}' and '{END}': put them where the table is to stand.")
-    return f"{before}{BEGIN}\n{content}{END}{after}"
+    return between(BEGIN, END, page, content, PAGE)
 
 
 def main() -> None:
-    text = PAGE.read_text()
-    new = updated(text, table())
-    if new != text:
-        write_atomic(PAGE, new.encode())
-        print(f"updated {PAGE}", file=sys.stderr)
+    rewrite(PAGE, updated(PAGE.read_text(), table()))
 
 
 if __name__ == "__main__":

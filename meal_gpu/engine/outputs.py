@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import own_directory, read_arrays, write_atomic
 from ..grid import Grid
 from ..network.interface import Network
-from ..records import ARRAYS_BYTES, ROUNDS, Record, accepting, update_arrays
+from ..records import ARRAYS_BYTES, GALLERY, ROUNDS, Record, accepting, update_arrays
 from ..stages.evaluate import Score
 from ..stages.pool import Pool
 from ..stages.predict import PatchMaps
@@ -187,7 +187,7 @@ def _gallery(directory: Path, k: int) -> dict[str, np.ndarray] | None:
 
 def gallery_file(directory: Path, k: int) -> Path:
     """What is drawn of the patches that round k reveals."""
-    return directory / "gallery" / f"round-{k:02d}.npz"
+    return directory / GALLERY.format(k)
 
 
 def keep_model(model: Network, k: int, directory: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..data.classes import VOID
 from ..data.fit import filled
-from ..files import own_directory, write_atomic
+from ..files import own_directory
 from ..network.features import Features, logits_of
 from ..network.fold import for_scoring
 from ..network.interface import Network
 from ..randomness import generator
-from ..records import Record
+from ..records import STOP_SET, Record, write_arrays
 from .experiment import Experiment
 
 _log = logging.getLogger("meal_gpu")
@@ -71,14 +71,13 @@ def keep(experiment: Experiment, model: Network, images: Sequence[int], k: int, 
         _log.warning("%s is a directory: the predictions of round %d are not kept, and advice when to stop will lack "
                      "them.", file, k)
     else:
-        arrays = {"images": np.array(there, np.int64), "predictions": maps}
-        write_atomic(file, lambda stream: np.savez_compressed(stream, **arrays))  # type: ignore[arg-type]
+        write_arrays(file, {"images": np.array(there, np.int64), "predictions": maps})
     return {"images": there, "predictions": zlib.crc32(maps.tobytes())}
 
 
 def stop_set_file(directory: Path, k: int) -> Path:
     """What the network of round k says of the stop set, below a seed's directory."""
-    return directory / "stop-set" / f"predictions-{k:02d}.npz"
+    return directory / STOP_SET.format(k)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from numba import types
 from torch import Tensor
 
 from ..config import UmapConfig
-from ..kernels.jit import not_kept, settle_cache
+from ..kernels.jit import Awaited, not_kept, settle_cache
 
 _log = logging.getLogger("meal_gpu")
 _once = threading.Lock()
@@ -80,13 +80,11 @@ def library() -> Any:
         return umap
 
 
-class Compiled:
+class Compiled(Awaited):
     """What a fit calls, and with ``placing`` what `place_umap` calls, as a `meal_gpu.kernels.jit.Kernel` is."""
 
     def __init__(self, placing: bool) -> None:
         self.placing = placing
-        self.elsewhere: threading.Event | None = None
-        """Set when another process has compiled it into numba's cache, or has given up; whoever needs it waits."""
         self._here = False
 
     def __call__(self) -> None:
@@ -106,11 +104,6 @@ class Compiled:
     def missing(self) -> bool:
         """Some of it has to be compiled, and will be kept."""
         return not self._here and any(not_kept(*each) for each in self._dispatchers())
-
-    def wait(self) -> None:
-        """For the other process, if there is one."""
-        if self.elsewhere is not None:
-            self.elsewhere.wait()
 
     def _dispatchers(self) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         modules = library()

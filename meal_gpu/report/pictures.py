@@ -11,6 +11,7 @@ import numpy as np
 from bokeh.palettes import Magma256
 from PIL import Image
 
+from ..records import GALLERY
 from .runs import Patch, Run, Seed
 from .summary import score_text
 
@@ -103,7 +104,7 @@ def _card(arrays: dict[str, np.ndarray], index: int, patch: Patch | None, run: R
 def _round(run: Run, seed: Seed, number: int, element: int, most: int) -> tuple[str, int] | None:
     """One round, collapsed unless it is the last, and how many patches it shows; None where it has no pictures."""
     queried = [patch.id for patch in seed.rounds[number].queried]
-    arrays = seed.arrays(f"gallery/round-{number:02d}.npz", len(queried) * run.config.data.tiling().patch_pixels * 16
+    arrays = seed.arrays(GALLERY.format(number), len(queried) * run.config.data.tiling().patch_pixels * 16
                          + 2**20, lambda found: _misfit(found, queried))
     if arrays is None:
         return None

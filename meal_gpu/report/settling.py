@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..records import STOP_SET
 from .runs import Round, Run, Seed
 
 AGREED = 0.99
@@ -88,7 +89,7 @@ def _predictions(run: Run, seed: Seed, record: Round) -> tuple[np.ndarray, np.nd
         return None
     height, width = run.config.data.image_size
     most = len(said.images) * (height * width + 8) + 2**16
-    arrays = seed.arrays(f"stop-set/predictions-{record.round:02d}.npz", most,
+    arrays = seed.arrays(STOP_SET.format(record.round), most,
                          lambda held: _misfit(held, said.images, said.predictions))
     if arrays is None:
         return None

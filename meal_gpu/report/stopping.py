@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..records import GALLERY
 from .runs import Run, Seed
 from .settling import LAST, advice, changes
 
@@ -112,7 +113,7 @@ class Signs:
         """Round -> share of its patches' labelled pixels that the network before it had right."""
         found = {}
         for record in self.seed.rounds[1:]:
-            arrays = self.seed.arrays(f"gallery/round-{record.round:02d}.npz", _BYTES, _no_gallery)
+            arrays = self.seed.arrays(GALLERY.format(record.round), _BYTES, _no_gallery)
             if arrays is not None and "truth" in arrays:
                 said = arrays["truth"] < self.run.n_classes
                 if said.any():
