@@ -18,7 +18,7 @@ COMMAND = "python -m meal_gpu.configs.document docs/configuration.md"
 HEAD = f"""# Every key of a config
 
 <!-- Written by `{COMMAND}`; do not edit: the words stand in meal_gpu/config.py,
-meal_gpu/dataconfig.py and meal_gpu/modelconfig.py. -->
+meal_gpu/dataconfig.py, modelconfig.py and trainconfig.py. -->
 
 A config is a YAML file of these keys, in these sections. What a file leaves out has the default. On the command line a
 key has its full name: `--set train.epochs=10`. A key that does not exist, or a value that is not allowed, is refused

@@ -4,7 +4,6 @@ Keys are part of the public contract. A YAML file gives some of them, ``--set a.
 nobody gave has the default written here.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,84 +15,10 @@ from .configbase import Float, Int, NonNegative, Positive, Section, as_written
 from .configfile import parse_override, put, read_yaml
 from .dataconfig import DataConfig
 from .errors import InputError, did_you_mean
-from .modelconfig import Factory, ModelConfig
+from .modelconfig import ModelConfig
+from .trainconfig import TrainConfig
 
 __all__ = ["MACHINE_KEYS", "Config", "DataConfig", "ModelConfig", "QueryConfig", "Section", "TrainConfig", "UmapConfig"]
-
-
-class TrainConfig(Section):
-    epochs: Positive = 25
-    """Epochs in each round but the last, from new random weights of the head."""
-    final_epochs: Positive = 32
-    """Epochs after the last acquisition."""
-    batch_size: Annotated[Int, Field(ge=2)] = 8
-    """At least 2, since batch-norm of a pooled map needs two values."""
-    sample: Literal["patch", "image"] = "patch"
-    """What ``batch_size`` counts: labelled patches, or images with all of their labelled patches."""
-    lr: Annotated[Float, Field(gt=0)] = 1e-3
-    """Adam's learning rate."""
-    lr_decay: Annotated[Float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate; see ``lr_decay_every``."""
-    lr_decay_every: NonNegative = 0
-    """Multiply the learning rate by ``lr_decay`` every so many epochs; 0 keeps it constant."""
-    schedule: Literal["step", "cosine", "poly"] = "step"
-    """``step``: by ``lr_decay``; ``cosine`` and ``poly`` (power 0.9) fall to 0 over the steps of a round."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """``adamw`` decays the weights by ``weight_decay``, apart from the gradients."""
-    weight_decay: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    """Of ``adamw``, times the learning rate in each step."""
-    min_steps: NonNegative = 0
-    """Steps that a round has at least: epochs are added until there are so many. Epochs alone make a training the
-    shorter the fewer patches are labelled."""
-    ema: Annotated[Float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of a mean of the weights, which is evaluated, scores, and is kept in place of the last step's. 0:
-    no mean."""
-    flip: bool = False
-    """Show half of the patches, at random, with left and right exchanged. What changes images goes through the backbone
-    in every step, patch by patch, also where it is frozen."""
-    scale: Annotated[Float, Field(ge=1, le=8)] = 1.0
-    """Zoom each patch and its surroundings by a random factor from 1 / ``scale`` to ``scale``; 1: not at all."""
-    colour: Annotated[Float, Field(ge=0, le=1)] = 0.0
-    """Change brightness, contrast and saturation by random factors from 1 - ``colour`` to 1 + ``colour``; 0: not at
-    all."""
-    classmix: Annotated[Float, Field(ge=0, le=1)] = 0.0
-    """Part of the patches that get half of the classes of another patch of their batch pasted onto them, with their
-    pixels (ClassMix); 0: none."""
-    pseudo_labels: NonNegative = 0
-    """Unlabelled patches of the same image that are trained on beside each labelled one, by what the mean of the
-    weights (``ema``) says of them; 0: none. What nobody has labelled anywhere is then learned as something else."""
-    pseudo_threshold: Annotated[Float, Field(ge=0, le=1)] = 0.9
-    """Of ``pseudo_labels``: pixels whose class has so high a probability are believed."""
-    eval_every: Positive = 1
-    """Evaluate every so many epochs (and always after the last); the best epoch is chosen among those."""
-    factory: Factory | None = None
-    """Your own training, ``package.module:function``: called with the network and the labelled patches of a round, it
-    returns the trained network; the keys above but ``epochs`` are then its own affair. See docs/your-network.md."""
-
-    def lasting(self, epochs: int, per_epoch: int) -> int:
-        """So many epochs of so many steps, and as many more as ``min_steps`` takes."""
-        return max(epochs, math.ceil(self.min_steps / max(per_epoch, 1)))
-
-    @property
-    def changes_images(self) -> bool:
-        """Its steps see other pixels than the files have."""
-        return self.flip or self.scale > 1 or self.colour > 0 or self.classmix > 0
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if self.lr_decay < 1 and self.lr_decay_every == 0:
-            raise ValueError(f"train.lr_decay is {self.lr_decay:g} and train.lr_decay_every is 0, so that it would "
-                             "never be applied. Give train.lr_decay_every in epochs, or leave out train.lr_decay.")
-        if self.lr_decay_every and self.schedule != "step":
-            raise ValueError(f"train.schedule is '{self.schedule}' and train.lr_decay_every is {self.lr_decay_every}: "
-                             "that schedule has no steps. Use train.schedule: step, or leave out train.lr_decay_every.")
-        if self.weight_decay and self.optimizer == "adam":
-            raise ValueError(f"train.weight_decay is {self.weight_decay:g} and train.optimizer is 'adam', which decays "
-                             "no weights. Use train.optimizer: adamw, or leave out train.weight_decay.")
-        if self.pseudo_labels and not self.ema:
-            raise ValueError(f"train.pseudo_labels is {self.pseudo_labels} and train.ema is 0: it is the mean of the "
-                             "weights that labels. Use train.ema: 0.99, or leave out train.pseudo_labels.")
-        return self
 
 
 class QueryConfig(Section):
@@ -143,6 +68,9 @@ class QueryConfig(Section):
     start: str = "images"
     """What is labelled at the start: ``images``, whole ones at random, or as many patches of all images, by a strategy
     that needs no trained network: random, random_spread, coreset, kmeans, typiclust, maxherding."""
+    labels_of: str | None = None
+    """The directory of another run: this one begins with all that it had labelled under the same seed, in place of
+    images. With ``rounds: 0``, what another network or training makes of the same labels."""
     kmeans: Literal["auto", "cuml", "sklearn"] = "auto"
     """Who runs Lloyd's k-means for the selector of that name: cuML on CUDA, scikit-learn on the host."""
     scoring: Literal["local", "sharded"] = "local"
@@ -163,6 +91,13 @@ class QueryConfig(Section):
                 f"query.n_informative is {self.n_informative} and query.n_query is {self.n_query}: the candidates must "
                 f"be at least as many as the query. Use query.n_informative >= {self.n_query}."
             )
+        if self.labels_of is not None and self.start != "images":
+            raise ValueError(f"query.labels_of is {self.labels_of!r} and query.start is '{self.start}': a run begins "
+                             "with one of them. Leave out the other.")
+        if self.labels_of is not None and self.oracle == "people":
+            raise ValueError(f"query.labels_of is {self.labels_of!r} and query.oracle is 'people': the labels are "
+                             "taken from the masks of the data set. Use query.oracle: simulated, or leave out "
+                             "query.labels_of.")
         if self.workers is not None and self.scoring == "local":
             raise ValueError(f"query.workers is {self.workers!r} and query.scoring is 'local', which uses none. Use "
                              "query.scoring: sharded, or leave out query.workers.")
@@ -240,10 +175,11 @@ class Config(Section):
             raise ValueError(f"train.sample is 'image' and model.compile is '{self.model.compile}': batches have as "
                              "many patches as their images have labels, and what is compiled is for one number. Use "
                              "train.sample: patch, or model.compile: none.")
-        if self.train.pseudo_labels and self.model.compile != "none":
-            raise ValueError(f"train.pseudo_labels is {self.train.pseudo_labels} and model.compile is "
+        if self.train.unlabelled and self.model.compile != "none":
+            key = "pseudo_labels" if self.train.pseudo_labels else "consistency"
+            raise ValueError(f"train.{key} is {getattr(self.train, key):g} and model.compile is "
                              f"'{self.model.compile}': images have more or fewer patches without labels, and what is "
-                             "compiled is for one number. Use model.compile: none, or leave out train.pseudo_labels.")
+                             f"compiled is for one number. Use model.compile: none, or leave out train.{key}.")
         return self
 
     @classmethod

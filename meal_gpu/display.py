@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .config import Config
+from .earlier import first_patches
 from .records import Record
 
 IN_ROUNDS = ("train", "evaluate", "score", "embed")
@@ -25,8 +26,8 @@ class Display:
         self.stage_name = ""
         self.work: list[list[float]] = []
         """Per seed and round: patches × epochs, which is what most of the time goes to."""
-        if config is not None and config.query.n_initial_images:
-            rounds, initial = config.query.rounds, config.query.n_initial_images * config.data.tiling().cells
+        if config is not None and (config.query.n_initial_images or config.query.labels_of):
+            rounds, initial = config.query.rounds, first_patches(config, 0)
             patches, train = [initial + k * config.query.n_query for k in range(rounds + 1)], config.train
             epochs = [train.lasting(train.final_epochs if k == rounds else train.epochs, n // train.batch_size)
                       for k, n in enumerate(patches)]

@@ -313,4 +313,4 @@ def test_the_page_of_keys_is_up_to_date():
 
 def test_every_key_says_what_it_means():
     empty = [line for line in document.page().splitlines() if line.startswith("| `") and line.endswith("|  |")]
-    assert not empty, "give them a docstring in meal_gpu/config.py or dataconfig.py"
+    assert not empty, "give them a docstring in meal_gpu/config.py, dataconfig.py, modelconfig.py or trainconfig.py"

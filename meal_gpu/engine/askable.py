@@ -125,7 +125,7 @@ class Askable:
                     "finer data.grid.")
             return
         askable = int((~self.blank).sum())
-        for seed in self.config.seeds:
+        for seed in self.config.seeds if query.labels_of is None else []:
             first = len(self.initial(seed))
             wanted = first + query.rounds * query.n_query
             if not first:

@@ -1,4 +1,5 @@
-"""What a run begins with where ``query.start`` names a strategy: patches of all images, before there is a network."""
+"""What a run begins with before there is a network, where that is no whole images: patches by a strategy that needs
+none (``query.start``), or those that another run bought (``query.labels_of``)."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import QueryConfig
+from ..earlier import bought
 from ..errors import InputError
 from ..randomness import derive, generator
 from ..strategies.select import STRATEGIES, PoolView, Strategy, find_strategy
@@ -51,4 +53,26 @@ def begin(experiment: "Experiment", seed: int) -> Tensor:
         seed=derive(seed, 0, "start") % 2**31, kmeans=experiment.backend.kmeans, rounds=query.rounds)
     chosen = strategy.choose(view, min(query.n_initial_images * cells, n_free)).cpu()
     askable.check_there([names[i // cells] for i in chosen.tolist()], f"seed {seed} begins with a patch of it")
+    return chosen
+
+
+def bought_before(experiment: "Experiment", seed: int) -> Tensor:
+    """What the run ``query.labels_of`` had labelled under this seed, int64: by its images' names, which must be here.
+
+    Raises `InputError` where one is not, or has no pixels in this run's form of it.
+    """
+    grid, place = experiment.grid, {name: i for i, name in enumerate(experiment.train.names)}
+    patches = bought(experiment.config, seed)
+    missing = [patch["image"] for patch in patches if patch["image"] not in place]
+    if missing:
+        raise InputError(f"query.labels_of names {experiment.config.query.labels_of}, whose seed {seed} had patches of "
+                         f"{len(set(missing))} images labelled that this pool lacks, first {missing[0]}. Use its data.")
+    chosen = torch.tensor([place[patch["image"]] * grid.cells + patch["row"] * grid.cols + patch["col"]
+                           for patch in patches])
+    askable = experiment.askable
+    askable.check_there([patch["image"] for patch in patches], f"seed {seed} begins with a patch of it")
+    empty = 0 if askable.blank is None else int(askable.blank.view(-1)[chosen].sum())
+    if empty:
+        raise InputError(f"query.labels_of names {experiment.config.query.labels_of}, and {empty} of its patches "
+                         "lie beside their images here. Use its data.image_size.")
     return chosen

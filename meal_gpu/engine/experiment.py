@@ -230,9 +230,11 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         return Features.of(frames, pretrained, backend, cached, stage, progress)
 
     frames = frames_of(stores.train.images, config, backend, placement.images)
-    if config.train.changes_images and config.train.factory is None and config.model.freeze_backbone:
-        _log.info("Training changes images (train.flip, scale, colour or classmix): each patch of a batch goes through "
-                  "the frozen backbone in every step. Scoring and evaluation use features that are computed once.")
+    seen_anew = config.train.changes_images or config.train.consistency > 0
+    if seen_anew and config.train.factory is None and config.model.freeze_backbone:
+        _log.info("Training changes images (train.flip, scale, colour, classmix or consistency): each patch of a batch "
+                  "goes through the frozen backbone in every step. Scoring and evaluation use features that are "
+                  "computed once.")
     shards = None
     if workers is not None:
         shards = Shards.of(workers, config, backend, stores.train.path, frames, batch_size(frames, backend))

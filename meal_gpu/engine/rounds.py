@@ -16,7 +16,7 @@ from ..stages.pool import Pool
 from ..timing import StageClock
 from . import outputs, stop_set
 from .acquire import Query, acquire
-from .beginning import begin
+from .beginning import begin, bought_before
 from .experiment import Experiment
 from .learning import learn, learn_members, show
 from .oracle import Oracle
@@ -110,8 +110,10 @@ def withhold(pool: Pool, skipped: list[int]) -> None:
 
 def initial_patches(experiment: Experiment, seed: int) -> Tensor:
     """D_L at the start, int64: what was labelled before, where anything was; else all patches of a few random images
-    (0: of all images), or what ``query.start`` says."""
+    (0: of all images), or what ``query.start`` or ``query.labels_of`` says."""
     query = experiment.config.query
+    if query.labels_of is not None:
+        return bought_before(experiment, seed)
     if query.start == "images" or query.n_initial_images == 0 or experiment.askable.given is not None:
         return experiment.askable.initial(seed)
     return begin(experiment, seed)

@@ -136,11 +136,12 @@ class Features:
         count = self.frames.count
         return [slice(first, min(first + self.batch, count)) for first in range(0, count, self.batch)]
 
-    def read(self, model: Network, batches: Iterable[Tensor]) -> Iterator[Maps]:
+    def read(self, model: Network, batches: Iterable[Tensor],
+             changed: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Iterator[Maps]:
         """Maps of each batch of frames, int64 ``[B]`` on the host. A batch is computed when it is asked for.
 
         The indices of all batches go to the device together. A frame that a batch names several times goes through the
-        backbone once.
+        backbone once, ``changed`` where nothing is kept.
         """
         batches, device = list(batches), self.frames.device
         if self.cache is not None:
@@ -159,7 +160,7 @@ class Features:
         places = sent([place for _, place in distinct], device)
         for pixels, place in zip(self.frames.read([frames for frames, _ in distinct]), places, strict=True):
             with self.backend.autocast():
-                low, high = (repeated(part, place) for part in model.features(pixels))
+                low, high = (repeated(part, place) for part in model.features(changed(pixels)))
             yield low, high
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..config import Config
+from ..earlier import first_patches
 from ..machine.backend import Backend
 from ..machine.card import card, usable_cores
 from ..network.features import DEVICE_BATCH_PIXELS, images_per_batch
@@ -49,8 +50,7 @@ def counts(config: Config, n: int, n_val: int, classes: int) -> dict[str, Work]:
 
 def middle(config: Config, n: int) -> int:
     """Labelled patches in the middle of a run on a pool of ``n`` images."""
-    query = config.query
-    return (query.n_initial_images or n) * config.data.tiling().cells + query.rounds // 2 * query.n_query
+    return first_patches(config, n) + config.query.rounds // 2 * config.query.n_query
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,8 @@ def describe(config: Config, backend: Backend, extent: Extent) -> dict[str, str]
         "  train": f"{training} for {epochs} epochs on {middle(config, n):,} patches, the middle of a run{of_each}"
                    + ("; a pass of the backbone for each changed image comes on top, not counted"
                       if train.changes_images else "")
-                   + ("; pseudo-labels come on top, not counted" if train.pseudo_labels else ""),
+                   + ("; pseudo-labels come on top, not counted" if train.pseudo_labels else "")
+                   + ("; images in a mirror come on top, not counted" if train.consistency else ""),
         "  evaluate": f"{validating} for {evaluations} times {n_val:,} images{of_each}",
     }
 

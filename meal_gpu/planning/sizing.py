@@ -26,6 +26,7 @@ from ..network.interface import Network
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows
 from ..stages.members import further
+from ..stages.mirror import Mirrored
 from ..stages.train import patch_loss
 from ..strategies.select import STRATEGIES
 
@@ -259,7 +260,7 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
     frame, batch = config.data.tiling().within(config.data.context), config.train.batch_size
     if config.train.sample == "image":
         batch *= frame.cells
-    batch *= 1 + config.train.pseudo_labels
+    batch *= 1 + config.train.unlabelled
     shapes = model.map_shapes(frame.height, frame.width)
     low_size, high_size = shapes[0][1:], shapes[1][1:]
     cached = config.model.freeze_backbone and not config.train.changes_images
@@ -274,7 +275,12 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
                 low, high = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
         labels = torch.zeros(batch, frame.patch_height, frame.patch_width, dtype=torch.uint8)
         cells = torch.zeros(batch, dtype=torch.int64)
-        patch_loss(network, low, high, windows, cells, labels, pretended).backward()
+        mirrored = None
+        if config.train.consistency:
+            with pretended.autocast():
+                maps = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
+            mirrored = Mirrored(*maps, cells, config.train.consistency)
+        patch_loss(network, low, high, windows, cells, labels, pretended, None, mirrored).backward()
 
     return _peak(model.train(), step)
 

@@ -190,13 +190,14 @@ def of_stages(config: Config, classes: int) -> dict[str, Traffic]:
 class _Distinct(Features):
     """Every frame of a batch is another: which are alike, a tensor without memory cannot say."""
 
-    def read(self, model: Network, batches: Iterable[Tensor]) -> Iterator[Maps]:
+    def read(self, model: Network, batches: Iterable[Tensor],
+             changed: Callable[[Tensor], Tensor] = lambda pixels: pixels) -> Iterator[Maps]:
         if self.cache is not None:
             yield from super().read(model, batches)
             return
         for pixels in self.frames.read(batches):
             with self.backend.autocast():
-                yield model.features(pixels)
+                yield model.features(changed(pixels))
 
 
 @contextmanager

@@ -129,10 +129,7 @@ def curves(runs: Sequence[Run], names: Sequence[str], tints: Sequence[str], figu
 
 def _budget(run: Run) -> int:
     """Patches labelled after the last round that the configuration asks for."""
-    cells = run.config.data.grid[0] * run.config.data.grid[1]
-    query = run.config.query
-    first = run.seeds[0].rounds[0].n_labelled if run.dataset.n_given else query.n_initial_images * cells
-    wanted = first + query.rounds * query.n_query
+    wanted = run.first + run.config.query.rounds * run.config.query.n_query
     return max(min(wanted, run.dataset.n_patches), *(record.n_labelled for seed in run.seeds for record in seed.rounds))
 
 

@@ -58,6 +58,8 @@ def reference(config: Config) -> Reference | None:
     rows = [row for row in TABLE_1 if row.dataset == data.dataset and row.finetuned != model.freeze_backbone]
     if not rows or not same_network or data.image_size not in IMAGE_SIZES[data.dataset]:
         return None
+    if query.labels_of is not None:
+        return None
     if query.n_initial_images == 0:  # everything labelled: neither grid nor query matters
         return Reference(rows[0].supervised, rows[0].supervised, _supervised_departures(config))
     if data.grid != (4, 4) or not _same_query(config):
@@ -107,7 +109,7 @@ def _recipe(train: TrainConfig) -> dict[str, tuple[object, object]]:
     """What neither of the paper's trainings has."""
     return {f"train.{key}": (getattr(train, key), TrainConfig.model_fields[key].default)
             for key in ("schedule", "optimizer", "min_steps", "ema", "flip", "scale", "colour",
-                        "classmix", "pseudo_labels")}
+                        "classmix", "pseudo_labels", "consistency")}
 
 
 def _differences(settings: dict[str, tuple[object, object]]) -> list[str]:

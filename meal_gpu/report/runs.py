@@ -154,7 +154,12 @@ class Run:
 
     @property
     def supervised(self) -> bool:
-        return self.config.query.n_initial_images == 0
+        return self.config.query.n_initial_images == 0 and self.config.query.labels_of is None
+
+    @property
+    def first(self) -> int:
+        """Patches that were labelled before the first training."""
+        return self.seeds[0].rounds[0].n_labelled
 
     @property
     def backbone(self) -> str:

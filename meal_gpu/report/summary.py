@@ -65,7 +65,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _initial(run: Run) -> str:
-    n = run.config.query.n_initial_images
+    n, labels_of = run.config.query.n_initial_images, run.config.query.labels_of
+    if labels_of is not None:
+        return f"labels of {labels_of}"
     return f"{n} images at first" if n else "all images"
 
 

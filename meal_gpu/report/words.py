@@ -1,6 +1,7 @@
 """What was run, in sentences."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..config import TrainConfig
 from .runs import Run
@@ -37,16 +38,16 @@ def setting(run: Run) -> str:
         budget = "All of them are labelled."
         training = f"trained for {train.final_epochs} epochs"
     else:
-        images = run.dataset.n_given
-        first = run.seeds[0].rounds[0].n_labelled if images else query.n_initial_images * grid.cells
-        begun = (f"{first} patches of {images} image{'s' * (images > 1)} had labels before the run began" if images else
-                 f"{query.n_initial_images} random image{'s' * (query.n_initial_images > 1)} ({first} patches) are "
-                 "labelled at the start")
-        last = min(first + query.rounds * query.n_query, run.dataset.n_patches)
-        budget = (f"{begun}; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
-                  f"({last / run.dataset.n_patches:.1%}).")
-        training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
-                    "last")
+        last = min(run.first + query.rounds * query.n_query, run.dataset.n_patches)
+        share = f"{last / run.dataset.n_patches:.1%}"
+        if query.rounds:
+            budget = (f"{_begun(run)}; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
+                      f"({share}).")
+            training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
+                        "last")
+        else:
+            budget = f"{_begun(run)}, {share} of all; nothing more is asked for."
+            training = f"trained from scratch for {train.final_epochs} epochs"
     training += recipe(train)
     frozen = "frozen" if model.freeze_backbone else "finetuned"
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
@@ -60,6 +61,20 @@ def setting(run: Run) -> str:
     return f"{pool} {budget} {network} is {training}{checked}."
 
 
+def _begun(run: Run) -> str:
+    """What was labelled before the first training."""
+    query, given = run.config.query, run.dataset.n_given
+    if given:
+        return f"{run.first} patches of {given} image{'s' * (given > 1)} had labels before the run began"
+    if query.labels_of is not None:
+        name = Path(query.labels_of).name
+        return f"{run.first} patches, which the run {name} had labelled, are labelled at the start"
+    if query.start != "images":
+        return f"{run.first} patches, chosen by {query.start}, are labelled at the start"
+    n = query.n_initial_images
+    return f"{n} random image{'s' * (n > 1)} ({run.first} patches) are labelled at the start"
+
+
 def recipe(train: TrainConfig) -> str:
     """What a training has that the paper's has not, to follow a sentence; nothing, where it has none of it."""
     parts = [f"at least {train.min_steps:,} steps"] if train.min_steps else []
@@ -69,6 +84,9 @@ def recipe(train: TrainConfig) -> str:
     if train.pseudo_labels:
         parts.append(f"pseudo-labels on {train.pseudo_labels} more patches beside each (from a probability of "
                      f"{train.pseudo_threshold:g})")
+    if train.consistency:
+        parts.append(f"consistency with the images in a mirror, also on an unlabelled patch beside each "
+                     f"({train.consistency:g})")
     parts += ["flips"] if train.flip else []
     parts += [f"zooms up to {train.scale:g}"] if train.scale > 1 else []
     parts += [f"other colours ({train.colour:g})"] if train.colour else []

@@ -9,40 +9,22 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data.frames import sent
 from ..network.features import Features
 from ..network.interface import Network
 from ..network.windows import along
-from ..randomness import derive
 from .recipe import MovingMean
 
 
 class Teacher:
-    """Of a training on labelled patches, int64 ``[n]`` on the host. True labels are never replaced."""
+    """Of a training, whose ``mean`` says it from a probability of ``threshold`` on. True labels are never replaced."""
 
-    def __init__(self, features: Features, host_ids: Tensor, config: TrainConfig, order: torch.Generator,
-                 mean: MovingMean) -> None:
-        self.features, self.config, self.mean = features, config, mean
-        self.draws = torch.Generator().manual_seed(derive(order.initial_seed(), 0, "pseudo-labels"))
-        self.per_image = features.frames.images_grid.cells
-        self.unlabelled = torch.ones(features.frames.n_images, self.per_image, dtype=torch.bool)
-        self.unlabelled[host_ids // self.per_image, host_ids % self.per_image] = False
-
-    def chosen(self, patches: Tensor) -> Tensor:
-        """``pseudo_labels`` random unlabelled patches of the image of each patch, as far as there are: int64 ``[P]``.
-
-        On the host. Where a batch has several patches of an image, a patch may come several times.
-        """
-        images = patches // self.per_image
-        weights = torch.rand(len(patches), self.per_image, generator=self.draws)
-        weights = torch.where(self.unlabelled[images], weights, -1.0)
-        highest, cells = weights.topk(min(self.config.pseudo_labels, self.per_image))
-        return (images[:, None] * self.per_image + cells)[highest >= 0]
+    def __init__(self, features: Features, threshold: float, mean: MovingMean) -> None:
+        self.features, self.threshold, self.mean = features, threshold, mean
 
     def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each batch of patches, int64 ``[P]`` on the host, on the device, and their labels uint8 ``[P, patch_height,
-        patch_width]``: 255 where the teacher is less sure than ``pseudo_threshold``. Computed when they are asked for.
+        patch_width]``: 255 where the teacher is less sure than ``threshold``. Computed when they are asked for.
         """
         grid, windows = self.features.frames.grid, self.features.windows
         maps = self.features.read(model, [ids // grid.cells for ids in batches if len(ids)])
@@ -59,6 +41,6 @@ class Teacher:
                     pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
                 model.train()
                 sure, says = pixels.float().softmax(-1).max(-1)
-                labels = torch.where(sure >= self.config.pseudo_threshold, says, 255).to(torch.uint8)
+                labels = torch.where(sure >= self.threshold, says, 255).to(torch.uint8)
             yield ids, labels
         next(maps, None)  # a stream that has ended can be used again

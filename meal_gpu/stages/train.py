@@ -17,6 +17,7 @@ from ..network.interface import Network
 from ..network.windows import Windows, along
 from ..timing import Progress, no_progress
 from .lessons import Lessons
+from .mirror import Mirrored
 from .recipe import MovingMean, optimiser_of, schedule_of, trained_state
 
 
@@ -118,7 +119,7 @@ def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor,
     losses, compiled_loss = torch.empty(len(batches), device=ids.device), backend.compiled(patch_loss)
     for step, lesson in enumerate(lessons.read(model, batches)):
         loss = compiled_loss(model, lesson.low, lesson.high, features.windows, lesson.cells, lesson.labels, backend,
-                             lesson.labelled)
+                             lesson.labelled, lesson.mirrored)
         loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)  # the next step may find gradients and loss overwritten
@@ -128,23 +129,35 @@ def train_epoch(model: Network, features: Features, ids: Tensor, labels: Tensor,
 
 
 def patch_loss(model: Network, low: Tensor, high: Tensor, windows: Windows, cells: Tensor, labels: Tensor,
-               backend: Backend, labelled: int | None = None) -> Tensor:
+               backend: Backend, labelled: int | None = None, mirrored: Mirrored | None = None) -> Tensor:
     """What a step of training descends: the loss of a batch of patches, float32 ``[]``.
 
     Maps ``[B, C, h, w]`` of each patch's frame; ``windows`` of the grid; the patches' cells int64 ``[B]`` and labels
     uint8 ``[B, patch_height, patch_width]``. Behind the first ``labelled`` patches they are pseudo-labels, whose loss
-    is added by the part of their pixels that have one.
+    is added by the part of their pixels that have one. What is said of the patches ``mirrored`` has that loss too, and
+    that of differing: EquAL's, which pulls each of the two to the other held fast, has the gradients of a difference
+    that pulls both.
     """
-    at = windows.of(cells)
+    def loss_of(pixels: Tensor) -> Tensor:
+        if labelled is None or labelled == len(labels):
+            return cross_entropy(pixels.float(), labels)
+        believed = labels[labelled:]
+        share = (believed != 255).float().mean()
+        return cross_entropy(pixels[:labelled].float(), labels[:labelled]) + share * cross_entropy(
+            pixels[labelled:].float(), believed)
+
+    pixels = _window_pixels(model, low, high, windows.of(cells), backend)
+    if mirrored is None:
+        return loss_of(pixels)
+    others = _window_pixels(model, mirrored.low, mirrored.high, windows.of(mirrored.cells), backend).flip(2)
+    return loss_of(pixels) + loss_of(others) + mirrored.weight * F.mse_loss(pixels.float(), others.float())
+
+
+def _window_pixels(model: Network, low: Tensor, high: Tensor, at: Windows, backend: Backend) -> Tensor:
+    """Logits of the pixels of one window of each frame, ``[B, patch_height, patch_width, C]``."""
     with backend.autocast():
         logits = model.window_logits(low, high, at)
-        pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
-    if labelled is None or labelled == len(labels):
-        return cross_entropy(pixels.float(), labels)
-    believed = labels[labelled:]
-    share = (believed != 255).float().mean()
-    return cross_entropy(pixels[:labelled].float(), labels[:labelled]) + share * cross_entropy(
-        pixels[labelled:].float(), believed)
+        return along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
 
 
 def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:

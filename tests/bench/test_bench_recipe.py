@@ -47,9 +47,10 @@ def test_a_page_without_marks_is_refused():
 
 
 def test_the_parts_are_those_of_the_whole_recipe():
-    """What is measured alone is what `camvid_modern` sets, and the sweep that ships has the same parts."""
+    """What is measured alone is what `camvid_modern` sets, and consistency; the sweep that ships has the same parts."""
     modern, plain = Config.load("camvid_modern").flat(), Config.load("camvid").flat()
     on = {key for key in modern if key.startswith("train.") and modern[key] != plain[key]} - {"train.eval_every"}
+    on.add("train.consistency")
     alone = [point.config.flat() for point in load_points("recipe_camvid") if point.name.startswith("alone-")]
     small = [point.config.flat() for point in load_points(recipe.RESULTS / recipe.SWEEP)]
     for points in (alone, small):
@@ -65,4 +66,5 @@ def test_steps_are_taken():
                                     "model.backbone=mobilenetv2_035", "train.batch_size=4"])
     found = steps.measured(config, images=8, turns=1)
     assert found["plain"] == [1, 1, 1]
-    assert set(found) == {"plain", "adamw", "ema", "flip", "scale", "colour", "pseudo_labels", "classmix"}
+    assert set(found) == {"plain", "adamw", "ema", "flip", "scale", "colour", "pseudo_labels", "classmix",
+                          "consistency"}

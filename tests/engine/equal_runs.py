@@ -37,8 +37,9 @@ def cells() -> list[dict[str, Any]]:
     taught = {"train.ema": 0.9, "train.pseudo_labels": 2, "train.pseudo_threshold": 0.2}
     every[-1] |= {"train.schedule": "cosine", "train.optimizer": "adamw", "train.weight_decay": 1e-2,
                   "train.min_steps": 3, **changed, **taught}
-    every[2] |= {**changed, **taught}
+    every[2] |= {**changed, **taught, "train.consistency": 1.0}
     every[-4] |= taught
+    every[-2] |= {"train.consistency": 1.0}
     for cell in (every[1], every[6]):  # frozen and finetuned
         cell |= {"query.strategy": "ensemble", "query.members": 2}
     if torch.get_num_threads() > 1:  # compiling umap-learn takes longer than all other runs

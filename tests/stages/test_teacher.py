@@ -1,4 +1,4 @@
-"""Pseudo-labels: whose, of which patches, beside which true labels, and what they add to the loss."""
+"""Pseudo-labels: whose, beside which true labels, and what they add to the loss."""
 
 import pytest
 import torch
@@ -18,13 +18,11 @@ from meal_gpu.stages.lessons import Lessons
 from meal_gpu.stages.recipe import MovingMean
 from meal_gpu.stages.teacher import Teacher
 from meal_gpu.stages.train import patch_loss
+from meal_gpu.stages.unlabelled import Unlabelled
 
-TAUGHT = {"ema": 0.9, "pseudo_labels": 2, "pseudo_threshold": 0.0}
 
-
-def teacher_of(toy: Toy, mean: MovingMean | None = None, seed: int = 0, **config) -> Teacher:
-    settings = TrainConfig(**{**TAUGHT, **config})
-    return Teacher(toy.features, toy.ids, settings, order(seed), mean or MovingMean(toy.model, settings.ema))
+def beside(toy: Toy) -> Unlabelled:
+    return Unlabelled(2, toy.ids, 6, toy.grid, order())
 
 
 def stirred(**model) -> tuple[Toy, MovingMean]:
@@ -36,33 +34,6 @@ def stirred(**model) -> tuple[Toy, MovingMean]:
     stir_norms(toy.model.aspp, 2)
     stir_norms(toy.model.decoder, 2)
     return toy, mean
-
-
-# --- which patches ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("context", ["image", "patch"])
-def test_they_are_unlabelled_patches_of_the_same_images(context):
-    """Six images of four patches; of the first two patches are labelled, of the last all."""
-    toy = Toy(context)
-    toy.ids = torch.tensor([0, 3, 9, 20, 21, 22, 23])
-    seen: set[int] = set()
-    teacher = teacher_of(toy)
-    for _ in range(60):
-        chosen = teacher.chosen(torch.tensor([0, 9, 22])).tolist()
-        assert [patch // 4 for patch in chosen] == [0, 0, 2, 2]
-        assert len(set(chosen)) == 4
-        seen |= set(chosen)
-    assert seen == {1, 2, 8, 10, 11}
-    assert teacher.chosen(torch.tensor([20, 21])).tolist() == []
-    assert len(teacher_of(toy, pseudo_labels=9).chosen(torch.tensor([0, 9]))) == 5
-
-
-def test_seeds_choose_their_own_and_equal_seeds_the_same():
-    toy = Toy()
-    first, again, other = (teacher_of(toy, seed=seed).chosen(toy.ids) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
 
 
 # --- what they say ----------------------------------------------------------------------------------------------------
@@ -86,7 +57,7 @@ def test_labels_are_those_of_the_mean_in_eval_mode(context, frozen):
     expected = torch.stack([p[:, y0:y1, x0:x1] for p, (y0, x0, y1, x1) in zip(whole, boxes, strict=True)])
     threshold = float(expected.max(1).values.median())
     toy.model.train()
-    teacher = teacher_of(toy, mean, pseudo_threshold=threshold)
+    teacher = Teacher(toy.features, threshold, mean)
     (same, labels), (nobody, none) = teacher.read(toy.model, [ids, ids[:0]])
     assert torch.equal(same, ids)
     assert len(nobody) == 0
@@ -124,9 +95,9 @@ def test_the_loss_adds_what_is_believed_by_its_part():
 @pytest.mark.parametrize("changed", [False, True], ids=["plain", "changed"])
 def test_true_labels_come_first_and_stay(changed):
     toy, mean = stirred()
-    settings = TrainConfig(**TAUGHT)
+    settings = TrainConfig()
     augmentation = Augmentation(toy.features, toy.ids, toy.labels, settings, order()) if changed else None
-    lessons = Lessons(toy.features, toy.ids, toy.labels, augmentation, teacher_of(toy, mean))
+    lessons = Lessons(toy.features, toy.ids, toy.labels, augmentation, beside(toy), Teacher(toy.features, 0.0, mean))
     batches = [torch.tensor([0, 3, 1]), torch.tensor([5, 2, 4])]
     for batch, lesson in zip(batches, lessons.read(toy.model.train(), batches), strict=True):
         assert lesson.labelled == 3
@@ -139,7 +110,7 @@ def test_true_labels_come_first_and_stay(changed):
 def test_a_threshold_that_nothing_reaches_leaves_the_loss_of_the_true_labels():
     """But not the step's norms, which see the other patches too."""
     toy, mean = stirred()
-    lesson = next(Lessons(toy.features, toy.ids, toy.labels, None, teacher_of(toy, mean, pseudo_threshold=1.0)).read(
+    lesson = next(Lessons(toy.features, toy.ids, toy.labels, None, beside(toy), Teacher(toy.features, 1.0, mean)).read(
         toy.model.train(), [torch.arange(4)]))
     assert bool((lesson.labels[4:] == 255).all())
 
