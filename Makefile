@@ -21,7 +21,6 @@ test: lint
 test-lost-schedulers: $(VENV)/.test
 	$(BIN)/python -m pytest -m lost_schedulers tests/sharding/test_lost_schedulers.py
 
-# import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
 test-kills: $(VENV)/.test
 	MEAL_GPU_TEST_KILLS=200 $(BIN)/python -m pytest -s --timeout 7200 tests/test_kill.py
 
@@ -33,6 +32,7 @@ build/labelstudio/bin/label-studio:
 test-labelstudio: $(VENV)/.test build/labelstudio/bin/label-studio
 	$(BIN)/python -m pytest -m labelstudio tests/labelling
 
+# import-linter reads a package where it lies: the folders that are mapped into it are laid out as they are installed.
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
