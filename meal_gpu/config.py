@@ -57,7 +57,8 @@ class QueryConfig(Section):
     dropout: Literal["last", "decoder", "all"] = "last"
     """``bald``: whose units samples drop: before the last convolution, in the decoder, or behind the ASPP as well."""
     samples: Annotated[Int, Field(ge=2, le=1000)] = 20
-    """``bald``: samples of the network. Each costs 0.3, 37 or 81 % of a pass, by ``dropout``."""
+    """``bald``: samples of the network. Each takes 0.3, 37 or 81 % of a pass's products, by ``dropout``;
+    docs/strategies.md has what that takes in time."""
     members: Annotated[Int, Field(ge=2, le=50)] = 5
     """``ensemble``, ``ensemble_votes``, ``ensemble_variation``: networks that are trained on the labels of each round.
     Each beyond the first costs another training, and in the pass over the pool all of the first one's work, but for a
