@@ -44,6 +44,7 @@ docs: $(VENV)/.base
 	$(BIN)/python -m meal_gpu.configs.document docs/configuration.md
 	$(BIN)/python -m meal_gpu.bench.show.markdown
 	$(BIN)/python -m meal_gpu.bench.show.recipe
+	$(BIN)/python -m meal_gpu.bench.show.labels
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache runs/demo

@@ -36,13 +36,14 @@ from meal_gpu.stages.members import DISAGREEMENTS
 from meal_gpu.stages.predict import predict, predict_batch
 from meal_gpu.stages.recipe import MovingMean
 from meal_gpu.stages.statistics import STATISTICS, tiles_on
-from meal_gpu.stages.teacher import Teacher
 from meal_gpu.stages.train import patch_loss, train_epoch
+from meal_gpu.stages.unlabelled import Unlabelled
 from meal_gpu.strategies.select import STRATEGIES, PoolView, entropy, seed_kmeans, snap_kmeans
 from meal_gpu.timing import StageClock
 
 CUDA = torch.device("cuda")
-WHOLE = TrainConfig(ema=0.9, pseudo_labels=2, pseudo_threshold=0.2, flip=True, scale=2.0, colour=0.4, classmix=0.5)
+WHOLE = TrainConfig(ema=0.9, pseudo_labels=2, pseudo_threshold=0.2, flip=True, scale=2.0, colour=0.4, classmix=0.5,
+                    consistency=1.0)
 """Every part of the recipe that a step sees."""
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14) and not torch.cuda.is_available(),
@@ -171,7 +172,7 @@ def test_an_epoch_of_the_whole_recipe_waits_for_nothing(pretended, monkeypatch):
     ClassMix pastes.
     """
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
-    monkeypatch.setattr(Teacher, "chosen", lambda teacher, patches: torch.cat([patches, patches]))
+    monkeypatch.setattr(Unlabelled, "beside", lambda unlabelled, patches: torch.cat([patches, patches]))
     config = WHOLE.model_copy(update={"classmix": 0.0})
     images, model = pretended
     features = Features.of(HeldFrames.of(images, Grid(2, 3, 64, 96), "image", CUDA), model, tiny_backend(), True)

@@ -305,6 +305,9 @@ def test_the_readmes_figures_are_those_of_the_results():
     assert f"reveal): {whole} s." in camvid
     assert f"research code {scored} (" in camvid
     assert re.search(rf"\| training step .* research code {step}\.\d \(", camvid)
+    whole, scored = re.search(r"With AVX2 alone, .* a round takes (\S+) s, and these are (\S+) and", readme).groups()
+    assert f"reveal): {whole} s." in camvid
+    assert f"research code {scored} (" in camvid
 
 
 def test_the_page_of_keys_is_up_to_date():

@@ -24,7 +24,7 @@ RARE = ("Pole", "SignSymbol", "Pedestrian", "Bicyclist")
 def table(results: Path = RESULTS) -> str:
     """The first point of the sweep has no part; the others are set against it."""
     points = load_points(results / SWEEP)
-    plain, measured = points[0], {point.name: _last(results / point.name) for point in points}
+    plain, measured = points[0], {point.name: last_round(results / point.name) for point in points}
     costs: dict[str, Any] = json.loads((results / STEPS).read_text()) if (results / STEPS).exists() else {"steps": {}}
     rows = [["part", "what is set", "mIoU", "difference", "rare classes", "steps", "time of a step"], ["---"] * 7]
     base, missing = measured[plain.name], []
@@ -35,8 +35,8 @@ def table(results: Path = RESULTS) -> str:
             continue
         rows.append([part, _set(point.config, plain.config) or "–", f"{last['miou']:.3f}",
                      "" if point is plain else f"{last['miou'] - base['miou']:+.3f}",
-                     f"{sum(last['iou'][name] or 0 for name in RARE) / len(RARE):.3f}",
-                     f"{_steps(point.config, last['n_labelled']):,}", _cost(costs["steps"].get(part))])
+                     f"{rare(last):.3f}",
+                     f"{steps_of(point.config, last['n_labelled']):,}", _cost(costs["steps"].get(part))])
     text = "\n".join(map(row, rows))
     if missing:
         text += f"\n\nNot measured yet: {', '.join(missing)}."
@@ -46,13 +46,18 @@ def table(results: Path = RESULTS) -> str:
     return text + "\n"
 
 
-def _last(directory: Path) -> dict[str, Any] | None:
-    """The one round of a run: its score is that of the last epoch, chosen by nobody."""
-    file = directory / "rounds.jsonl"
-    if not file.exists():
+def last_round(directory: Path) -> dict[str, Any] | None:
+    """Of a run's one seed: its score is that of the last epoch, chosen by nobody."""
+    files = [*directory.glob("rounds.jsonl"), *directory.glob("seed-0/rounds.jsonl")]
+    if not files:
         return None
-    found: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
-    return {**found["last"], "n_labelled": found["n_labelled"]}
+    found: dict[str, Any] = json.loads(files[0].read_text().splitlines()[-1])
+    return {**found["last"], "n_labelled": found["n_labelled"], "fraction": found["fraction"]}
+
+
+def rare(last: dict[str, Any]) -> float:
+    """The mean IoU of `RARE`."""
+    return sum(last["iou"][name] or 0.0 for name in RARE) / len(RARE)
 
 
 def _set(config: Config, plain: Config) -> str:
@@ -60,7 +65,8 @@ def _set(config: Config, plain: Config) -> str:
     return ", ".join(f"`{key}: {json.dumps(mine[key]).strip(chr(34))}`" for key in mine if mine[key] != its[key])
 
 
-def _steps(config: Config, n_labelled: int) -> int:
+def steps_of(config: Config, n_labelled: int) -> int:
+    """Of the last training."""
     per_epoch = n_labelled // config.train.batch_size
     return per_epoch * config.train.lasting(config.train.final_epochs, per_epoch)
 

@@ -24,7 +24,7 @@ def test_what_ran_is_in_the_table_and_what_did_not_is_named(tmp_path):
     for name, miou in (("plain", 0.4), ("flip", 0.43), ("min_steps", 0.5)):
         folder = tmp_path / f"{name}-seed-0"
         folder.mkdir()
-        last = {"n_labelled": 288, "miou": 0.9, "last": {"miou": miou, "iou": iou}}
+        last = {"n_labelled": 288, "fraction": 0.049, "miou": 0.9, "last": {"miou": miou, "iou": iou}}
         (folder / "rounds.jsonl").write_text(json.dumps(last) + "\n")
     (tmp_path / recipe.STEPS).write_text(json.dumps({
         "steps": {"flip": [1.9, 2.0, 2.25]}, "what": "8 patches", "cpu": "Some", "threads": 1, "torch": "2.14"}))
