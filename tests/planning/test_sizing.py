@@ -136,6 +136,16 @@ def test_finetuning_takes_more_and_a_larger_batch_too():
     assert eight - four > 1e6
 
 
+def test_images_in_a_mirror_and_patches_beside_take_theirs():
+    """Consistency sees twice as many patches twice: what grows with the batch is four times as much."""
+    def growth(**train: object) -> int:
+        few, many = (peak_training(Config.load({**TINY, "train": {"batch_size": n, **train}}), tiny_backend(),
+                                   tiny_model()) for n in (16, 32))
+        return many - few
+
+    assert growth(consistency=1.0) == pytest.approx(4 * growth(flip=True), rel=0.2)
+
+
 def test_the_count_follows_what_lives():
     with _LiveBytes() as counted:
         a = torch.zeros(1000)
