@@ -17,6 +17,7 @@ from .data.ingest import Stores
 from .data.order import Order, arrange, changes
 from .engine.experiment import Experiment, prepare
 from .engine.given import GivenOracle
+from .engine.learning import tell
 from .engine.oracle import Oracle, SimulatedOracle
 from .engine.rounds import run_seed
 from .engine.surroundings import environment, note_machine, note_pool, order_of
@@ -251,6 +252,7 @@ def _prepared(config: Config, progress: Progress, dataset: Dataset | None = None
 
 
 def _run(experiment: Experiment, directory: Path, observe: Observer, accept: bool = False) -> Path:
+    tell(experiment.config)
     with Tracking(directory, experiment.config) as tracking:
         def observed(seed: int, record: Record) -> None:
             tracking.observe(seed, record)

@@ -74,10 +74,15 @@ class Experiment:
         self._exit.close()
 
     def like(self, config: Config, progress: Progress) -> "Experiment":
-        """This one's data, network and features for another config; `unlike` must find nothing."""
+        """This one's data, network and features for another config; `unlike` must find nothing.
+
+        Raises `InputError` where the other asks for more than there is.
+        """
         assert not unlike(self.config, config)
         check_asked(self.pretrained, config)
-        return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
+        askable = replace(self.askable, config=config)
+        askable.check_budget()
+        return replace(self, config=config, askable=askable, strategy=asked_for(config.query), progress=progress)
 
     @property
     def grid(self) -> Grid:
@@ -175,7 +180,8 @@ def check_asked(network: Network, config: Config) -> None:
 def unlike(config: Config, other: Config) -> list[str]:
     """The keys in which runs differ that therefore cannot share one experiment, by `Experiment.like`."""
     mine, its = config.flat(), other.flat()
-    return [key for key in mine if mine[key] != its[key] and (key.partition(".")[0] not in OWN or key in NOT_OWN)]
+    not_own = (*NOT_OWN, "query.score") if config.query.scoring == "sharded" else NOT_OWN  # workers are told it once
+    return [key for key in mine if mine[key] != its[key] and (key.partition(".")[0] not in OWN or key in not_own)]
 
 
 def prepare(config: Config, progress: Progress = no_progress, dataset: Dataset | None = None) -> Experiment:
@@ -230,11 +236,6 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
         return Features.of(frames, pretrained, backend, cached, stage, progress)
 
     frames = frames_of(stores.train.images, config, backend, placement.images)
-    seen_anew = config.train.changes_images or config.train.consistency > 0
-    if seen_anew and config.train.factory is None and config.model.freeze_backbone:
-        _log.info("Training changes images (train.flip, scale, colour, classmix or consistency): each patch of a batch "
-                  "goes through the frozen backbone in every step. Scoring and evaluation use features that are "
-                  "computed once.")
     shards = None
     if workers is not None:
         shards = Shards.of(workers, config, backend, stores.train.path, frames, batch_size(frames, backend))

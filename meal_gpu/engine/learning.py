@@ -1,7 +1,9 @@
 """Train a round's network, and keep what the report draws of what it then asks for."""
 
+import logging
 from pathlib import Path
 
+from ..config import Config
 from ..network.interface import Network
 from ..randomness import generator, of_member
 from ..stages.evaluate import Score, evaluate
@@ -14,6 +16,17 @@ from . import outputs
 from .acquire import Query
 from .experiment import Experiment
 from .own_training import train_by
+
+_log = logging.getLogger("meal_gpu")
+
+
+def tell(config: Config) -> None:
+    """Say what of a run's training takes longer than one would think."""
+    seen_anew = config.train.changes_images or config.train.consistency > 0
+    if seen_anew and config.train.factory is None and config.model.freeze_backbone:
+        _log.info("Training changes images (train.flip, scale, colour, classmix or consistency): each patch of a batch "
+                  "goes through the frozen backbone in every step. Scoring and evaluation use features that are "
+                  "computed once.")
 
 
 def learn(experiment: Experiment, pool: Pool, seed: int, k: int,

@@ -10,6 +10,7 @@ from tiny import tiny_config
 from meal_gpu.errors import InputError
 from meal_gpu.launch import run
 from meal_gpu.network.features import Features
+from meal_gpu.records import read_rounds
 from meal_gpu.report import load_sweep
 from meal_gpu.sweep import together
 from meal_gpu.sweep.runner import sweep
@@ -42,6 +43,35 @@ def test_they_are_the_runs_made_alone(points, tmp_path, console, monkeypatch, on
         alone = run(point.config, tmp_path / "alone" / point.name)
         assert queries(tmp_path / "out" / point.name) == queries(alone)
         assert len(queries(alone)) == 2
+
+
+OTHERS = {
+    "as the first": {},
+    "other images": {"query.n_initial_images": 3},
+    "everything": {"query.n_initial_images": 0, "query.rounds": 0},
+    "begun otherwise": {"query.start": "coreset"},
+    "scored otherwise": {"query.score": "margin", "query.strategy": "entropy"},
+    "apart": {"query.min_distance": 0.6, "query.per_image": 1},
+    "other training": {"train.flip": True, "train.batch_size": 3, "train.sample": "image"},
+    "held out": {"query.strategy": "entropy_calibrated"},
+}
+"""Whatever runs of one process may differ in."""
+
+
+def test_what_they_differ_in_is_their_own(tmp_path, console, caplog, one_thread):
+    """Each is the run made alone, also where the first of them prepared for something else."""
+    points = [Point(name.replace(" ", "_"), tiny_config(tmp_path, **{
+        "query.strategy": "random", "query.rounds": 1, "train.epochs": 1, "train.final_epochs": 1, **others}))
+        for name, others in OTHERS.items()]
+    with caplog.at_level("INFO", "meal_gpu"):
+        sweep(points, tmp_path / "out", console, workers=0)
+    assert caplog.text.count("Training changes images") == 1
+    for point in points:
+        alone = run(point.config, tmp_path / "alone" / point.name)
+        mine, its = ([{key: value for key, value in record.items() if key not in ("seconds", "peak_bytes", "check")}
+                      for record in read_rounds(directory / "seed-0")] for directory in (tmp_path / "out" / point.name,
+                                                                                          alone))
+        assert mine == its, point.name
 
 
 def test_runs_of_another_pool_are_refused(points, tmp_path, console):
