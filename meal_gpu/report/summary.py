@@ -155,6 +155,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         if missing:
             found.append(f"{len(missing)} runs of the sweep {directory} have no finished round yet, such as "
                          f"{missing[0]}; go on with: {sweep_command(directory)}")
+    alike: dict[str, list[str]] = {}
     for run, label in zip(runs, labels(runs), strict=True):
         if not run.dataset.n_val_images and run.seeds[0].rounds[0].miou is None:
             found.append(f"{label} has no validation images, so there is no mIoU.")
@@ -163,12 +164,12 @@ def notes(runs: Sequence[Run]) -> list[str]:
         near = next((record.near_duplicates for seed in run.seeds for record in seed.rounds if record.near_duplicates),
                     None)
         if near is not None and near.found:
-            found.append(f"{label}: {near.found:,} of {near.of:,} patches have a near-duplicate in the pool, another "
-                         f"patch within {near.distance:g} of the typical distance of two.")
+            alike.setdefault(f"{near.found:,} of {near.of:,} patches have a near-duplicate in the pool, another patch "
+                             f"within {near.distance:g} of the typical distance of two.", []).append(label)
         if not run.finished:
             found.append(f"{label} is unfinished; go on with: {run.resume_command}")
         if run.reference and run.reference.departures:
             found.append(f"{label} differs from the paper in {', '.join(run.reference.departures)}.")
-    return found
+    return found + [f"{', '.join(who)}: {said}" for said, who in alike.items()]
 
 

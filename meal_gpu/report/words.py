@@ -9,6 +9,8 @@ from .runs import Run
 DATA_SETS = {"camvid": "CamVid", "cityscapes": "Cityscapes", "demo": "demo scenes"}
 SCORES = {"entropy": "highest entropy", "least_confidence": "least confidence", "margin": "smallest margin",
           "ratio": "closest second class"}
+MOST_NAMES = 6
+"""Of strategies in a heading."""
 
 
 def data_set(run: Run) -> str:
@@ -18,8 +20,10 @@ def data_set(run: Run) -> str:
 
 
 def heading(runs: Sequence[Run]) -> str:
-    """``Random, Entropy and MEAL on CamVid``."""
-    return f"{_list([run.title for run in runs])} on {_list([data_set(run) for run in runs])}"
+    """``Random, Entropy and MEAL on CamVid``; of more than fill a line, how many."""
+    titles = dict.fromkeys(run.title for run in runs)
+    what = f"{len(titles)} strategies" if len(titles) > MOST_NAMES else _list(list(titles))
+    return f"{what} on {_list([data_set(run) for run in runs])}"
 
 
 def _list(names: Sequence[str]) -> str:
@@ -36,18 +40,18 @@ def setting(run: Run) -> str:
             "patches.")
     if run.supervised:
         budget = "All of them are labelled."
-        training = f"trained for {train.final_epochs} epochs"
+        training = f"trained for {_epochs(train.final_epochs)}"
     else:
         last = min(run.first + query.rounds * query.n_query, run.dataset.n_patches)
         share = f"{last / run.dataset.n_patches:.1%}"
         if query.rounds:
-            budget = (f"{_begun(run)}; each of {query.rounds} rounds asks for {query.n_query} more, up to {last:,} "
-                      f"({share}).")
-            training = (f"trained from scratch for {train.epochs} epochs in each round and {train.final_epochs} in the "
-                        "last")
+            each = f"each of {query.rounds} rounds" if query.rounds > 1 else "one round"
+            budget = f"{_begun(run)}; {each} asks for {query.n_query} more, up to {last:,} ({share})."
+            training = (f"trained from scratch for {_epochs(train.epochs)} in each round and {train.final_epochs} in "
+                        "the last")
         else:
             budget = f"{_begun(run)}, {share} of all; nothing more is asked for."
-            training = f"trained from scratch for {train.final_epochs} epochs"
+            training = f"trained from scratch for {_epochs(train.final_epochs)}"
     training += recipe(train)
     frozen = "frozen" if model.freeze_backbone else "finetuned"
     sees = "the whole image around a patch" if data.context == "image" else "a patch alone"
@@ -61,6 +65,10 @@ def setting(run: Run) -> str:
     return f"{pool} {budget} {network} is {training}{checked}."
 
 
+def _epochs(n: int) -> str:
+    return f"{n} epoch{'s' * (n > 1)}"
+
+
 def _begun(run: Run) -> str:
     """What was labelled before the first training."""
     query, given = run.config.query, run.dataset.n_given
@@ -72,7 +80,8 @@ def _begun(run: Run) -> str:
     if query.start != "images":
         return f"{run.first} patches, chosen by {query.start}, are labelled at the start"
     n = query.n_initial_images
-    return f"{n} random image{'s' * (n > 1)} ({run.first} patches) are labelled at the start"
+    what = f"{n} random images" if n > 1 else "one random image"
+    return f"{what} ({run.first} patches) {'are' if n > 1 else 'is'} labelled at the start"
 
 
 def recipe(train: TrainConfig) -> str:
