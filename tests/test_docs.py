@@ -5,6 +5,7 @@ A block that is fenced as ``sh`` is executed, line by line, in a directory with 
 run: its calls are parsed, and it is counted. ``python`` blocks are executed too.
 """
 
+import glob
 import json
 import re
 import shlex
@@ -130,7 +131,8 @@ def shell(place: Path) -> Callable[[str], None]:
             done.add(shlex.join(call))
             return
         assert call[0] == "meal-gpu", f"nobody knows how to try '{line}': mark its block ```sh no-test: REASON"
-        arguments = [here(word, place) for word in call[1:]]
+        words = [here(word, place) for word in call[1:]]
+        arguments = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
         if arguments[:2] == ["labels", "add"]:
             label(Path(arguments[2]), Path(arguments[3]))
         if "--resume" in arguments:
