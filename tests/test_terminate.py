@@ -13,6 +13,11 @@ from tiny import tiny_config
 from meal_gpu import cli, endings
 
 
+def heeds() -> None:
+    """Ctrl-C counts: a shell script starts what it puts into the background with it ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("words", [[], ["--workers", "1"]])
 @pytest.mark.parametrize(("number", "code", "what"), [(signal.SIGTERM, 143, "Terminated."),
                                                       (signal.SIGINT, 130, "Interrupted.")])
@@ -25,7 +30,7 @@ def test_a_run_that_is_ended_says_how_to_go_on(tmp_path, number, code, what, wor
     config.write_text(tiny_config(tmp_path, **values).dump())
     out = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-m", "meal_gpu.cli", "run", str(config), "--out", str(out), *words],
-                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         rounds = out / "seed-0" / "rounds.jsonl"
         while not (rounds.exists() and rounds.read_bytes().endswith(b"\n")):
             assert process.poll() is None, process.stderr.read()
