@@ -34,8 +34,8 @@ def bought(config: Config, seed: int) -> list[Record]:
 
 
 def first_patches(config: Config, n_images: int) -> int:
-    """How many patches a run on a pool of so many images begins with, by its first seed."""
+    """How many patches a run on a pool of so many images begins with; of several seeds, the most."""
     query = config.query
     if query.labels_of is not None:
-        return len(bought(config, config.seeds[0]))
+        return max(len(bought(config, seed)) for seed in config.seeds)
     return (query.n_initial_images or n_images) * config.data.tiling().cells

@@ -10,13 +10,12 @@ from typing import Any
 
 from meal_gpu.sweepfile import load_points
 
-from .marks import between, rewrite, row
-from .recipe import PAGE, last_round, rare, steps_of
+from .marks import Marked, row
+from .recipe import BENCH, PAGE, last_round, rare, steps_of
 
-RESULTS = PAGE.parents[1] / "bench" / "results"
+RESULTS = BENCH / "results"
 SWEEP = "labels.yaml"
-BEGIN = "<!-- labels: written by python -m meal_gpu.bench.show.labels, do not edit -->"
-END = "<!-- labels: end -->"
+HERE = Marked(PAGE, "labels", "labels")
 
 
 def table(results: Path = RESULTS) -> str:
@@ -32,7 +31,7 @@ def table(results: Path = RESULTS) -> str:
         if last is None:
             missing.append(f"`{name}`")
             continue
-        before = last_round(results / "camvid" / name)
+        before = last_round(results / "camvid" / name / "seed-0")
         rows.append([_who(name, before), f"{last['n_labelled']:,}", f"{steps_of(point.config, last['n_labelled']):,}",
                      *_beside(before, last), f"{rare(last):.3f}", f"{last['miou'] / most:.0%}" if most else "–"])
     text = "\n".join(map(row, rows))
@@ -49,13 +48,8 @@ def _beside(before: dict[str, Any] | None, last: dict[str, Any]) -> list[str]:
     return [f"{before['miou']:.3f}", f"{last['miou']:.3f}", f"{last['miou'] - before['miou']:+.3f}"]
 
 
-def updated(page: str, content: str) -> str:
-    """A page with new content between its marks. Raises `InputError` where they are missing."""
-    return between(BEGIN, END, page, content, PAGE)
-
-
 def main() -> None:
-    rewrite(PAGE, updated(PAGE.read_text(), table()))
+    HERE.write(table())
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import get_args
 
 from ..result import SCHEMA, Part, Result
-from .marks import between, rewrite, row
+from .marks import Marked, rewrite, row
 from .table import across, advice, count, milliseconds, share, whole_text
 
-HERE = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = HERE.parent / "docs" / "benchmarks.md", HERE / "results"
+BENCH = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = BENCH.parent / "docs" / "benchmarks.md", BENCH / "results"
 ALL = RESULTS / "README.md"
-BEGIN = "<!-- bench: written by python -m meal_gpu.bench.show.markdown, do not edit -->"
-END = "<!-- bench: end -->"
+HERE = Marked(PAGE, "bench", "markdown")
 PARTS: tuple[Part, ...] = get_args(Part)
 ON_PAGE = PARTS[:3]
 
@@ -94,11 +93,6 @@ def _memory(result: Result) -> list[str]:
     return lines
 
 
-def updated(page: str, content: str) -> str:
-    """A page with new content between its marks. Raises `InputError` where they are missing."""
-    return between(BEGIN, END, page, content, PAGE)
-
-
 def some() -> str:
     """What stands between the marks of ``docs/benchmarks.md``."""
     return section("../bench/results/", ON_PAGE, level=3)
@@ -111,7 +105,7 @@ def everything() -> str:
 
 
 def main() -> None:
-    rewrite(PAGE, updated(PAGE.read_text(), some()))
+    HERE.write(some())
     rewrite(ALL, everything())
 
 

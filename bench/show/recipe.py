@@ -11,13 +11,12 @@ from typing import Any
 from meal_gpu.config import Config
 from meal_gpu.sweepfile import load_points
 
-from .marks import between, rewrite, row
+from .marks import Marked, row
 
-HERE = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = HERE.parent / "docs" / "results.md", HERE / "results" / "camvid_recipe"
+BENCH = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = BENCH.parent / "docs" / "results.md", BENCH / "results" / "camvid_recipe"
 SWEEP, STEPS = "small.yaml", "steps.json"
-BEGIN = "<!-- recipe: written by python -m meal_gpu.bench.show.recipe, do not edit -->"
-END = "<!-- recipe: end -->"
+HERE = Marked(PAGE, "recipe", "recipe")
 RARE = ("Pole", "SignSymbol", "Pedestrian", "Bicyclist")
 
 
@@ -47,11 +46,11 @@ def table(results: Path = RESULTS) -> str:
 
 
 def last_round(directory: Path) -> dict[str, Any] | None:
-    """Of a run's one seed: its score is that of the last epoch, chosen by nobody."""
-    files = [*directory.glob("rounds.jsonl"), *directory.glob("seed-0/rounds.jsonl")]
-    if not files:
+    """In a seed's directory: its score is that of the last epoch, chosen by nobody."""
+    file = directory / "rounds.jsonl"
+    if not file.exists():
         return None
-    found: dict[str, Any] = json.loads(files[0].read_text().splitlines()[-1])
+    found: dict[str, Any] = json.loads(file.read_text().splitlines()[-1])
     return {**found["last"], "n_labelled": found["n_labelled"], "fraction": found["fraction"]}
 
 
@@ -75,13 +74,8 @@ def _cost(ratios: list[float] | None) -> str:
     return "–" if ratios is None else f"× {ratios[1]:.2f} ({ratios[0]:.2f}–{ratios[2]:.2f})"
 
 
-def updated(page: str, content: str) -> str:
-    """A page with new content between its marks. Raises `InputError` where they are missing."""
-    return between(BEGIN, END, page, content, PAGE)
-
-
 def main() -> None:
-    rewrite(PAGE, updated(PAGE.read_text(), table()))
+    HERE.write(table())
 
 
 if __name__ == "__main__":

@@ -80,9 +80,8 @@ class Experiment:
         """
         assert not unlike(self.config, config)
         check_asked(self.pretrained, config)
-        askable = replace(self.askable, config=config)
-        askable.check_budget()
-        return replace(self, config=config, askable=askable, strategy=asked_for(config.query), progress=progress)
+        self.askable.check_budget(config)
+        return replace(self, config=config, strategy=asked_for(config.query), progress=progress)
 
     @property
     def grid(self) -> Grid:
@@ -223,9 +222,9 @@ def _prepare(config: Config, progress: Progress, dataset: Dataset | None, stack:
     for line in report(config.data, stores):
         _log.info("%s", line)
     check_classes(config.data, stores)
-    askable = Askable(config, stores)
+    askable = Askable(config.data, stores)
     check_start(config.query)
-    askable.check_budget()
+    askable.check_budget(config)
     val = stores.val if stores.val is not None and stores.val.masks is not None else None
     sizes = measure(config, backend, pretrained, len(stores.train.names), len(val.names) if val else 0)
     placement = place(config, sizes, backend.budget_bytes, workers is not None)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..config import Config
 from ..data.datasets import Dataset
-from ..earlier import bought, first_patches
+from ..earlier import first_patches
 from ..errors import InputError
 
 
@@ -31,8 +31,6 @@ def check_budget(config: Config, n_images: int, given: Sequence[str] | None = No
     if query.n_initial_images > n_images and query.labels_of is None:
         raise InputError(f"query.n_initial_images is {query.n_initial_images}, and the pool has {n_images} images.")
     initial = first_patches(config, n_images)
-    if query.labels_of is not None:  # before anything long: every seed's must be there
-        initial = max(len(bought(config, seed)) for seed in config.seeds)
     wanted = initial + query.rounds * query.n_query
     if wanted > n_images * cells:
         raise InputError(

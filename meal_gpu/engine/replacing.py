@@ -37,7 +37,7 @@ class Replacing:
             return []
         samples = self.experiment.stores.dataset.train
         if self.k == 0:
-            drawn = self.experiment.askable.after_initial(self.seed)
+            drawn = self.experiment.askable.after_initial(self.experiment.config.query, self.seed)
             free = pool.free.cpu()
             return outputs.describe(Query(drawn[free[drawn]][:n], None), pool.grid, samples)
         config = self.experiment.config.revised("query", n_query=n)

@@ -115,5 +115,5 @@ def initial_patches(experiment: Experiment, seed: int) -> Tensor:
     if query.labels_of is not None:
         return bought_before(experiment, seed)
     if query.start == "images" or query.n_initial_images == 0 or experiment.askable.given is not None:
-        return experiment.askable.initial(seed)
+        return experiment.askable.initial(query, seed)
     return begin(experiment, seed)

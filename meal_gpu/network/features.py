@@ -216,6 +216,13 @@ def logits_of(model: Network, given: Given, up: Upsampling, backend: Backend) ->
         return model.logits(low, high, up), high
 
 
+def window_pixels(model: Network, low: Tensor, high: Tensor, at: Windows, backend: Backend) -> Tensor:
+    """Logits of the pixels of one window of each frame, ``[B, patch_height, patch_width, classes]``."""
+    with backend.autocast():
+        logits = model.window_logits(low, high, at)
+        return along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
+
+
 def patch_means(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
     """Means over patches, float32 ``[B * cells, C]``, of maps ``[B, C, h, w]``; matrices from `Features.means`."""
     with torch.autocast(maps.device.type, enabled=False):

@@ -21,7 +21,7 @@ from ..kernels import patch_entropy
 from ..machine.backend import Backend
 from ..machine.card import processes
 from ..network.build import build
-from ..network.features import batch_pixels, full_batch
+from ..network.features import Maps, batch_pixels, full_batch
 from ..network.interface import Network
 from ..network.model import RATES, DeepLabV3Plus
 from ..network.windows import Windows
@@ -268,18 +268,19 @@ def peak_training(config: Config, backend: Backend, model: DeepLabV3Plus) -> int
 
     def step(network: DeepLabV3Plus) -> None:
         windows = Windows.of_grid(frame, low_size, high_size, RATES, pretended.device)
+
+        def fresh() -> Maps:
+            with pretended.autocast():
+                return network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
+
         if cached:
             low, high = (torch.empty(batch, h, w, c, dtype=backend.dtype).permute(0, 3, 1, 2) for c, h, w in shapes)
         else:
-            with pretended.autocast():
-                low, high = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
+            low, high = fresh()
         labels = torch.zeros(batch, frame.patch_height, frame.patch_width, dtype=torch.uint8)
         cells = torch.zeros(batch, dtype=torch.int64)
-        mirrored = None
-        if config.train.consistency:
-            with pretended.autocast():
-                maps = network.features(torch.empty(batch, frame.height, frame.width, 3).permute(0, 3, 1, 2))
-            mirrored = Mirrored(*maps, cells, config.train.consistency)
+        weight = config.train.consistency
+        mirrored = Mirrored(*fresh(), cells, weight) if weight else None
         patch_loss(network, low, high, windows, cells, labels, pretended, None, mirrored).backward()
 
     return _peak(model.train(), step)

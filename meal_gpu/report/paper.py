@@ -56,9 +56,7 @@ def reference(config: Config) -> Reference | None:
     data, model, query = config.data, config.model, config.query
     same_network = model.factory is None and model.backbone == "mobilenetv2_100" and model.weights != "none"
     rows = [row for row in TABLE_1 if row.dataset == data.dataset and row.finetuned != model.freeze_backbone]
-    if not rows or not same_network or data.image_size not in IMAGE_SIZES[data.dataset]:
-        return None
-    if query.labels_of is not None:
+    if query.labels_of is not None or not rows or not same_network or data.image_size not in IMAGE_SIZES[data.dataset]:
         return None
     if query.n_initial_images == 0:  # everything labelled: neither grid nor query matters
         return Reference(rows[0].supervised, rows[0].supervised, _supervised_departures(config))

@@ -11,7 +11,7 @@ from ..data.frames import sent
 from ..network.features import Features, Maps
 from ..network.interface import Network
 from .augment import Augmentation
-from .mirror import Mirrored, cells_in_mirror, in_mirror
+from .mirror import Mirrored, cells_in_mirror, pixels_in_mirror
 from .mixing import Mixing
 from .recipe import MovingMean
 from .teacher import Teacher
@@ -90,7 +90,7 @@ class Lessons:
                 pictures, labels = self.mixing(pictures, labels, places[step], partners[step])
             with self.features.backend.autocast():
                 low, high = model.features(pictures)
-                other = model.features(in_mirror(pictures, grid)) if self.consistency else None
+                other = model.features(pixels_in_mirror(pictures, grid)) if self.consistency else None
             mirrored = Mirrored(*other, cells_in_mirror(changes.cells, grid), self.consistency) if other else None
             yield Lesson(low, high, changes.cells, labels, sizes[step], mirrored)
 
@@ -100,7 +100,7 @@ class Lessons:
         if not self.consistency:
             return iter([None] * len(frames))
         fresh = replace(self.features, cache=None, memo=None)
-        return fresh.read(model, frames, lambda pixels: in_mirror(pixels, fresh.frames.grid))
+        return fresh.read(model, frames, lambda pixels: pixels_in_mirror(pixels, fresh.frames.grid))
 
     def _asked(self, model: Network, batches: Sequence[Tensor],
                rest: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ class Mirrored:
     """Of the difference between what is said of them and of the patches as they are."""
 
 
-def in_mirror(pixels: Tensor, grid: Grid) -> Tensor:
+def pixels_in_mirror(pixels: Tensor, grid: Grid) -> Tensor:
     """Frames ``[B, 3, H, W]``. The mirror stands in the middle of what the grid covers, so that patches come to lie on
     patches; columns that no patch covers show the frame's left edge once more."""
     source = grid.cols * grid.patch_width - 1 - torch.arange(pixels.shape[3], device=pixels.device)

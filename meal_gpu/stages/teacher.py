@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..data.frames import sent
-from ..network.features import Features
+from ..network.features import Features, window_pixels
 from ..network.interface import Network
-from ..network.windows import along
 from .recipe import MovingMean
 
 
@@ -35,10 +34,7 @@ class Teacher:
             with torch.no_grad(), self.mean.in_place():
                 model.eval()
                 low, high = next(maps)
-                at = windows.of(ids % grid.cells)
-                with self.features.backend.autocast():
-                    logits = model.window_logits(low, high, at)
-                    pixels = along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
+                pixels = window_pixels(model, low, high, windows.of(ids % grid.cells), self.features.backend)
                 model.train()
                 sure, says = pixels.float().softmax(-1).max(-1)
                 labels = torch.where(sure >= self.threshold, says, 255).to(torch.uint8)

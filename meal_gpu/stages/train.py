@@ -12,9 +12,9 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..errors import InputError
 from ..machine.backend import Backend
-from ..network.features import Features
+from ..network.features import Features, window_pixels
 from ..network.interface import Network
-from ..network.windows import Windows, along
+from ..network.windows import Windows
 from ..timing import Progress, no_progress
 from .lessons import Lessons
 from .mirror import Mirrored
@@ -146,18 +146,11 @@ def patch_loss(model: Network, low: Tensor, high: Tensor, windows: Windows, cell
         return cross_entropy(pixels[:labelled].float(), labels[:labelled]) + share * cross_entropy(
             pixels[labelled:].float(), believed)
 
-    pixels = _window_pixels(model, low, high, windows.of(cells), backend)
+    pixels = window_pixels(model, low, high, windows.of(cells), backend)
     if mirrored is None:
         return loss_of(pixels)
-    others = _window_pixels(model, mirrored.low, mirrored.high, windows.of(mirrored.cells), backend).flip(2)
+    others = window_pixels(model, mirrored.low, mirrored.high, windows.of(mirrored.cells), backend).flip(2)
     return loss_of(pixels) + loss_of(others) + mirrored.weight * F.mse_loss(pixels.float(), others.float())
-
-
-def _window_pixels(model: Network, low: Tensor, high: Tensor, at: Windows, backend: Backend) -> Tensor:
-    """Logits of the pixels of one window of each frame, ``[B, patch_height, patch_width, C]``."""
-    with backend.autocast():
-        logits = model.window_logits(low, high, at)
-        return along(at.rows.pixels, at.cols.pixels, logits.permute(0, 2, 3, 1))
 
 
 def cross_entropy(pixels: Tensor, labels: Tensor) -> Tensor:

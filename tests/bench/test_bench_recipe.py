@@ -15,7 +15,7 @@ from meal_gpu.sweepfile import load_points
 def test_the_page_is_up_to_date():
     """Run `python -m meal_gpu.bench.show.recipe` where this fails."""
     text = recipe.PAGE.read_text()
-    assert text == recipe.updated(text, recipe.table())
+    assert text == recipe.HERE.updated(text, recipe.table())
 
 
 def test_what_ran_is_in_the_table_and_what_did_not_is_named(tmp_path):
@@ -43,7 +43,7 @@ def test_without_the_plain_run_nothing_is_compared(tmp_path):
 
 def test_a_page_without_marks_is_refused():
     with pytest.raises(InputError, match="lacks the marks"):
-        recipe.updated("# Results", "")
+        recipe.HERE.updated("# Results", "")
 
 
 def test_the_parts_are_those_of_the_whole_recipe():

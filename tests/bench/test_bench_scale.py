@@ -67,7 +67,7 @@ def test_drawn_cityscapes_are_read_as_cityscapes(tmp_path):
 def test_the_pages_hold_the_tables_of_the_results():
     """Run `python -m meal_gpu.bench.show.markdown` where this fails."""
     text = tables.PAGE.read_text()
-    assert tables.updated(text, tables.some()) == text
+    assert tables.HERE.updated(text, tables.some()) == text
     assert tables.ALL.read_text() == tables.everything()
 
 
@@ -89,7 +89,7 @@ def test_a_section_has_every_stage_and_is_put_between_the_marks(tmp_path):
     assert content.index("bench round") < content.index("bench scale")  # what says most comes first
     assert "older" not in content
     assert "scale" not in tables.section("", tables.ON_PAGE, tmp_path)
-    text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n"
-    assert tables.updated(text, content) == f"before\n{tables.BEGIN}\n{content}{tables.END}\nafter\n"
+    text = f"before\n{tables.HERE.begin}\nold\n{tables.HERE.end}\nafter\n"
+    assert tables.HERE.updated(text, content) == f"before\n{tables.HERE.begin}\n{content}{tables.HERE.end}\nafter\n"
     with pytest.raises(InputError, match="lacks the marks"):
-        tables.updated("nothing", content)
+        tables.HERE.updated("nothing", content)

@@ -17,7 +17,7 @@ from meal_gpu.report import load_run
 from meal_gpu.report.paper import _departures
 from meal_gpu.report.words import setting
 from meal_gpu.stages.lessons import Lesson, Lessons
-from meal_gpu.stages.mirror import cells_in_mirror, in_mirror
+from meal_gpu.stages.mirror import cells_in_mirror, pixels_in_mirror
 from meal_gpu.stages.recipe import MovingMean
 from meal_gpu.stages.train import cross_entropy, patch_loss
 
@@ -28,7 +28,7 @@ from meal_gpu.stages.train import cross_entropy, patch_loss
 def test_patches_come_to_lie_on_patches(grid):
     """Also where the grid covers less than the frame, whose rest shows what lies beside the other edge."""
     pixels = normalise(noise(2, grid.height, grid.width))
-    seen = in_mirror(pixels, grid)
+    seen = pixels_in_mirror(pixels, grid)
     assert seen.shape == pixels.shape
     assert seen.is_contiguous(memory_format=torch.channels_last)
     cells = torch.arange(grid.cells)
