@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, first_line
 from ..timing import Progress
+from . import forking
 from .scripts import check_guarded
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def local(n_workers: int, threads: int) -> "Iterator[Client]":
     """Workers on this machine, each a process that runs one point at a time with so many threads."""
     check_guarded()
     distributed = dask("distributed", "dask")
-    with (_quiet(), _spawning(threads), _begun(lambda: distributed.LocalCluster(
+    with (_quiet(), _starting(threads, forking.method(threads)), _begun(lambda: distributed.LocalCluster(
             n_workers=n_workers, threads_per_worker=1, processes=True, security=_own_certificates(),
             **COMMON)) as cluster,
           distributed.Client(cluster) as client):
@@ -68,7 +69,7 @@ def cuda(threads: int) -> "Iterator[Client]":
     check_guarded()
     distributed, dask_cuda = dask("distributed", "dask"), dask("dask_cuda", "dask-cuda")
     options = {"threads_per_worker": 1, "protocol": "tls", "security": _own_certificates(), **COMMON}
-    with (_quiet(), _spawning(threads), _begun(lambda: dask_cuda.LocalCUDACluster(**options)) as cluster,
+    with (_quiet(), _starting(threads, "spawn"), _begun(lambda: dask_cuda.LocalCUDACluster(**options)) as cluster,
           distributed.Client(cluster) as client):
         yield client
 
@@ -237,20 +238,20 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _spawning(threads: int) -> Iterator[None]:
+def _starting(threads: int, method: str) -> Iterator[None]:
     """Thread counts for the workers' processes, there before anything is imported in them.
 
     Dask sets these in this process when it starts a worker, and its own default is one thread for each.
     """
     import dask.config
 
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     before = dict(os.environ)
     try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(names, threads)}):
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(forking.THREADS, threads),
+                              "distributed.worker.multiprocessing-method": method}):
             yield
     finally:
-        for name in {*names, "PYTHONHASHSEED"}:
+        for name in {*forking.THREADS, "PYTHONHASHSEED"}:
             if name in before:
                 os.environ[name] = before[name]
             else:

@@ -17,7 +17,8 @@ def check_guarded() -> None:
     """
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(_advice(file))
+        print(_advice(file), file=sys.stderr, flush=True)  # a forked process ends without a word
+        raise SystemExit(1)
     if file is None or not _at_top_level():
         return
     try:

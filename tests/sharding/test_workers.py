@@ -30,7 +30,7 @@ from meal_gpu.launch import resume, run
 from meal_gpu.network import features as features_module
 from meal_gpu.network.features import Features
 from meal_gpu.records import read_rounds
-from meal_gpu.sharding import cluster
+from meal_gpu.sharding import cluster, forking
 from meal_gpu.sharding.shards import Shards
 from meal_gpu.sharding.workers import Workers
 from meal_gpu.stages.predict import predict
@@ -88,7 +88,7 @@ def test_queries_on_camvid_are_those_of_one_process(camvid_root, weights_file, t
         return found
 
     expected = queries()
-    with cluster._spawning(1), distributed.LocalCluster(
+    with cluster._starting(1, forking.method(1)), distributed.LocalCluster(
             n_workers=1, threads_per_worker=1, **{**cluster.COMMON, "dashboard_address": None}) as local:
         for n in (1, 2, 3, 5):
             local.scale(n)
