@@ -22,6 +22,7 @@ from .display import Display
 from .endings import Interrupted, Terminated, end_well
 from .errors import InputError, LabelsMissingError
 from .labelling.commands import app as labels
+from .machine.ahead import compiling_ahead
 from .machine.waiting import wait_asleep
 from .options import (
     CONFIG_HELP,
@@ -71,10 +72,11 @@ attach_folders(app)
 def demo(out: Annotated[Path, typer.Option(parser=expand, metavar="DIR", help="Directory of the runs; called again, "
                                            "what is missing is done.")] = Path("runs/demo"),
          set_: SetOption = None) -> None:
-    """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a minute or two."""
+    """Race MEAL against random patches on street scenes that are drawn on the spot, on the CPU, in a minute."""
+    with compiling_ahead():
+        runs = _sweep("demo_compared", out, set_, workers=0)
     from .report.verdict import verdict
 
-    runs = _sweep("demo_compared", out, set_, workers=0)
     won = verdict(runs)
     if won is not None:
         console.print(f"\n[bold]{escape(won)}[/]", highlight=False)
@@ -144,11 +146,15 @@ def _sweep(config: str, out: Path, set_: list[str] | None, workers: int | None, 
 
 def _run_points(points: "list[Point]", name: str, directory: Path, workers: int | None, scheduler: str | None,
                 cuda: bool) -> "list[Run]":
-    from .report import load_sweep, print_tables
-    from .sweep.runner import sweep as run_all
+    from .sharding import forking
 
     console.print(f"[bold]{escape(name)}[/]: {len(points)} runs → {escape(str(directory))}", highlight=False,
                   soft_wrap=True)
+    if workers:
+        forking.begin(forking.share(workers))  # it imports while this process does
+    from .report import load_sweep, print_tables
+    from .sweep.runner import sweep as run_all
+
     try:
         run_all(points, directory, console, workers, scheduler, cuda)
     except (KeyboardInterrupt, Terminated) as stop:

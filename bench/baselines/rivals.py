@@ -20,7 +20,7 @@ from torch import Tensor
 
 from meal_gpu.data.datasets import Sample
 from meal_gpu.kernels import patch_entropy
-from meal_gpu.machine.card import usable_cores
+from meal_gpu.machine.limits import usable_cores
 from meal_gpu.planning.roofline import Work
 from meal_gpu.stages.evaluate import Score
 from meal_gpu.stages.train import patch_loss

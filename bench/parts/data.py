@@ -26,7 +26,7 @@ from meal_gpu.data.pixels import normalise
 from meal_gpu.data.rules import Rules
 from meal_gpu.grid import Grid, Size
 from meal_gpu.machine.backend import find_loader
-from meal_gpu.machine.card import usable_cores
+from meal_gpu.machine.limits import usable_cores
 from meal_gpu.network.features import BATCH_PIXELS, images_per_batch
 from meal_gpu.planning.roofline import Roofs, Work
 

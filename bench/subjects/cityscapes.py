@@ -16,7 +16,7 @@ from meal_gpu.data.datasets import CITYSCAPES
 from meal_gpu.data.scenes import CLASSES, draw_scene
 from meal_gpu.files import write_atomic
 from meal_gpu.grid import Size
-from meal_gpu.machine.card import usable_cores
+from meal_gpu.machine.limits import usable_cores
 
 NOISE = 1.2
 """Standard deviation in levels."""

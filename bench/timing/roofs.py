@@ -16,6 +16,7 @@ from PIL import Image
 
 from meal_gpu.kernels.jit import torch_threads
 from meal_gpu.machine import card as machine_card
+from meal_gpu.machine import limits
 from meal_gpu.planning.roofline import Roofs
 
 from .measure import Effort, interleaved, last_level_cache
@@ -157,5 +158,5 @@ def _decode_all(files: Sequence[bytes]) -> None:
     def decode(file: bytes) -> None:
         Image.open(io.BytesIO(file)).load()
 
-    with ThreadPoolExecutor(machine_card.usable_cores()) as threads:
+    with ThreadPoolExecutor(limits.usable_cores()) as threads:
         list(threads.map(decode, files))

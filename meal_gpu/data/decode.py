@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..grid import Size
-from ..machine.card import usable_cores
+from ..machine.limits import usable_cores
 from .datasets import Sample
 from .fit import fitted, fitted_mask, inner_size
 from .imagefile import Picture, read_image, read_picture

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from ..errors import InputError
-from ..machine.card import usable_cores
+from ..machine.limits import usable_cores
 from ..timing import Progress
 
 T = TypeVar("T")

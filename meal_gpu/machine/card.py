@@ -22,7 +22,7 @@ def card() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cores": usable_cores(),
+        "cores": limits.usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(total_bytes() / 1e9, 1),
         **{name: _version(name) for name in packages},
@@ -45,18 +45,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def usable_cores(root: Path = limits.ROOT) -> int:
-    """Cores that this process may use: those that it is bound to, and no more than its container is given time of."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = limits.cores(root)
-    return bound if given is None else max(min(bound, int(given)), 1)
-
-
 def settle_threads(root: Path = limits.ROOT) -> None:
-    """No more threads than `usable_cores`, unless somebody has said how many. PyTorch does not look at a container's
-    share of the processor, and threads that have used it up wait for the next tenth of a second, all of them."""
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores(root):
-        torch.set_num_threads(usable_cores(root))
+    """No more threads than `limits.usable_cores`, unless somebody has said how many. PyTorch does not look at a
+    container's share of the processor, and threads that have used it up wait for the next tenth of a second, all of
+    them."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > limits.usable_cores(root):
+        torch.set_num_threads(limits.usable_cores(root))
 
 
 def set_threads(wanted: int | str) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 Every function takes the root of the file system, so that another one can be given.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ def cores(root: Path = ROOT) -> float | None:
         if quota.isdigit() and int(quota) and int(period):  # else "max", or -1
             found.append(int(quota) / int(period))
     return min(found, default=None)
+
+
+def usable_cores(root: Path = ROOT) -> int:
+    """Cores that this process may use: those that it is bound to, and no more than its container is given time of."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = cores(root)
+    return bound if given is None else max(min(bound, int(given)), 1)
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

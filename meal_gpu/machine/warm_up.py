@@ -1,6 +1,8 @@
 """What numba compiles, compiled while other work goes on: a minute of a first run, seconds of every later one."""
 
 import contextlib
+import fcntl
+import hashlib
 import logging
 import os
 import select
@@ -14,7 +16,9 @@ import numba
 import torch
 
 from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
-from .card import usable_cores
+from ..kernels.folders import private_folder
+from .ahead import command
+from .limits import usable_cores
 from .umap_learn import COMPILED
 
 SWITCH_S = 2e-4
@@ -111,12 +115,10 @@ def _elsewhere(names: Sequence[str]) -> Iterator[Iterable[str]]:
     if not names or usable_cores() < 2 or not sys.executable:
         yield names
         return
-    begin = "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from meal_gpu.machine import warm_up"
-    command = [sys.executable, "-c", f"{begin}; warm_up.compile_parts(sys.argv[1:])", os.pathsep.join(sys.path), *names]
     where = {"NUMBA_CACHE_DIR": numba.config.CACHE_DIR} if numba.config.CACHE_DIR else {}
     try:
-        process = subprocess.Popen(command, env={**os.environ, **where}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                   stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command(names), env={**os.environ, **where}, stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:  # no more processes, no memory for one
         _log.debug("not compiled in a process of its own: %s", error)
         yield names
@@ -148,5 +150,18 @@ def compile_parts(names: Sequence[str]) -> None:
     """The other process: it says each name when it is done, and ends when whoever started it does."""
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     for name in names:
-        PARTS[name]()
+        with _in_turn():
+            PARTS[name]()
         print(name, flush=True)
+
+
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    """Of runs that start at once, as a sweep's do, one compiles, and the others find it in numba's cache."""
+    cache = hashlib.sha256(numba.config.CACHE_DIR.encode()).hexdigest()[:16]
+    folder = private_folder("compiling")
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            with contextlib.suppress(OSError):  # where there are no locks, each compiles for itself
+                fcntl.flock(stack.enter_context((folder / cache).open("w")), fcntl.LOCK_EX)
+        yield

@@ -13,7 +13,8 @@ import torch
 from ..config import Config
 from ..earlier import first_patches
 from ..machine.backend import Backend
-from ..machine.card import card, usable_cores
+from ..machine.card import card
+from ..machine.limits import usable_cores
 from ..network.features import DEVICE_BATCH_PIXELS, images_per_batch
 from .network_cost import Network
 from .roofline import Roofs, Work

@@ -45,7 +45,7 @@ def test_version_2_in_a_namespace_of_its_own(tmp_path):
     assert card.free_bytes(CPU, root) == int(1.5 * GB)
     assert card.total_bytes(root) == 2 * GB
     assert card.host_memory(root) == "1.5 GB free of the 2.0 GB that the container may take"
-    assert card.usable_cores(root) == 1
+    assert limits.usable_cores(root) == 1
 
 
 def test_version_2_nested_the_tightest_wins(tmp_path):

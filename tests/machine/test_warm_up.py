@@ -187,3 +187,24 @@ def test_the_other_process_ends_with_whoever_started_it(tmp_path):
             return
         time.sleep(0.1)
     pytest.fail("it goes on alone")
+
+
+def test_of_two_that_start_at_once_one_compiles(tmp_path):
+    """Each starts a process for it, and would spend half a minute on the same."""
+    code = ("import sys; from meal_gpu.machine import warm_up; print(flush=True); sys.stdin.readline();"
+            "warm_up.compile_parts(['normalise']); stats = warm_up.PARTS['normalise']().stats;"
+            "print(sum(stats.cache_misses.values()), sum(stats.cache_hits.values()), flush=True)")
+    both = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}) for _ in range(2)]
+    try:
+        for process in both:
+            assert process.stdout.readline() == "\n"
+        for process in both:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = [[process.stdout.readline() for _ in range(2)] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+    assert sorted(lines[-1] for lines in said) == ["0 1\n", "1 0\n"]
