@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ _log = logging.getLogger("meal_gpu")
 
 Record = dict[str, Any]
 """One line of ``rounds.jsonl``: see docs/run-directory.md."""
+More = Callable[[int, list[int], list[int]], list[Record]]
+"""How many, all patches that a round has asked for, and those of them that are skipped → other patches, at most so
+many."""
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 ENVIRONMENT = "environment.json"

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..records import Record
-from .oracle import More, Oracle, SimulatedOracle
+from ..records import More, Record
+from .oracle import Oracle, SimulatedOracle
 
 
 class GivenOracle:

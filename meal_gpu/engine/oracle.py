@@ -1,6 +1,5 @@
 """Who labels: the masks of the data set (simulated), or people, see `meal_gpu.labelling.people`."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +9,7 @@ from torch import Tensor
 from ..data.frames import as_tensor
 from ..data.store import compare
 from ..grid import Grid
-from ..records import Record
-
-More = Callable[[int, list[int], list[int]], list[Record]]
-"""How many, all patches that a round has asked for, and those of them that are skipped → other patches, at most so
-many."""
+from ..records import More, Record
 
 
 class Oracle(Protocol):

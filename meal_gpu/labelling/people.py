@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..errors import InputError, LabelsMissingError
 from ..files import own_directory
 from ..grid import Grid
 from ..journal import UNLABELLED, latest, read_journal
-from ..records import Record, read_rounds, run_name
+from ..records import More, Record, read_rounds, run_name
 from . import dropped
 from .classfile import check_table
 from .outgoing import lay_out, write_folder
@@ -31,10 +31,6 @@ from .standing import Rule, Standing, majority
 from .taking import Choices, exclusive, take
 
 _log = logging.getLogger("meal_gpu")
-
-More = Callable[[int, list[int], list[int]], list[Record]]
-"""How many, all patches that a round has asked for, and those of them that are skipped → other patches, at most so
-many."""
 
 
 class PeopleOracle:
