@@ -10,7 +10,7 @@ from meal_gpu.bench.parts import stream
 from meal_gpu.bench.subjects import cityscapes
 
 pytest.importorskip("nvidia.dali")
-SIZE, POOLS = (192, 288), (112, 224)
+SIZE, POOLS = (192, 288), (56, 168)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def test_a_streamed_pool_takes_no_more_memory_when_it_is_larger(root, tmp_path, 
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     result = stream.run(root, POOLS, SIZE, 0.004, lambda text: None)
     added = {stage.name: stage.peak.host_added_bytes for stage in result.stages}
-    assert set(added) == {"ingest 112", "score 112", "ingest 224", "score 224"}
-    assert added["score 224"] - added["score 112"] < 8e6  # 19 MB, if the pool stayed in memory
-    assert added["ingest 224"] - added["ingest 112"] < 8e6
+    assert set(added) == {"ingest 56", "score 56", "ingest 168", "score 168"}
+    assert added["score 168"] - added["score 56"] < 8e6  # 19 MB, if the pool stayed in memory
+    assert added["ingest 168"] - added["ingest 56"] < 8e6
     result.write(tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text())["stages"][1]["peak"]["how"] == "VmHWM"
 
