@@ -54,7 +54,8 @@ def learn(experiment: Experiment, pool: Pool, seed: int, k: int,
         else:
             history = train(model, features, ids, labels, experiment.config.train,
                             experiment.epochs(k), experiment.backend,
-                            generator(seed, k, of_member("order", member)), validate, experiment.progress)
+                            generator(seed, k, of_member("order", member)), validate, experiment.progress,
+                            experiment.askable.filled)
     clock.seconds["train"] -= clock.seconds.get("evaluate", 0.0) - evaluated  # it ran inside
     return model, history
 

@@ -48,14 +48,14 @@ class Lessons:
 
     @classmethod
     def of(cls, model: Network, features: Features, ids: Tensor, host_ids: Tensor, labels: Tensor, config: TrainConfig,
-           order: torch.Generator, mean: MovingMean) -> "Lessons":
+           order: torch.Generator, mean: MovingMean, filled: Tensor | None = None) -> "Lessons":
         """As the config has it. What is drawn for them depends on where ``order`` began, and changes nothing of it."""
         augmentation = Augmentation(features, ids, labels, config, order) if config.changes_images else None
         unlabelled = None
         if config.unlabelled:
             unlabelled = Unlabelled(config.unlabelled, host_ids, features.frames.n_images, features.frames.images_grid,
-                                    order)
-        teacher = Teacher(features, config.pseudo_threshold, mean) if config.pseudo_labels else None
+                                    order, filled)
+        teacher = Teacher(features, config.pseudo_threshold, mean, filled) if config.pseudo_labels else None
         mixing = None
         if config.classmix:
             mixing = Mixing(config.classmix, model.classes, features.frames.grid, order, ids.device)

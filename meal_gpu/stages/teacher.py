@@ -5,6 +5,7 @@ holds the statistics of the norms too (`recipe.MovingMean`): without them it wou
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -16,10 +17,13 @@ from .recipe import MovingMean
 
 
 class Teacher:
-    """Of a training, whose ``mean`` says it from a probability of ``threshold`` on. True labels are never replaced."""
+    """Of a training, whose ``mean`` says it from a probability of ``threshold`` on. True labels are never replaced.
 
-    def __init__(self, features: Features, threshold: float, mean: MovingMean) -> None:
-        self.features, self.threshold, self.mean = features, threshold, mean
+    ``filled`` as `predict` has it, on the host: nothing is said of pixels beside an image.
+    """
+
+    def __init__(self, features: Features, threshold: float, mean: MovingMean, filled: Tensor | None = None) -> None:
+        self.features, self.threshold, self.mean, self.filled = features, threshold, mean, filled
 
     def read(self, model: Network, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each batch of patches, int64 ``[P]`` on the host, on the device, and their labels uint8 ``[P, patch_height,
@@ -27,7 +31,9 @@ class Teacher:
         """
         grid, windows = self.features.frames.grid, self.features.windows
         maps = self.features.read(model, [ids // grid.cells for ids in batches if len(ids)])
-        for ids in sent(batches, self.features.frames.device):
+        device = self.features.frames.device
+        ends = sent([self.filled[ids] for ids in batches], device) if self.filled is not None else repeat(None)
+        for ids, end in zip(sent(batches, device), ends):  # noqa: B905  # the second may be endless
             if not len(ids):
                 yield ids, torch.empty(0, grid.patch_height, grid.patch_width, dtype=torch.uint8, device=ids.device)
                 continue
@@ -38,5 +44,14 @@ class Teacher:
                 model.train()
                 sure, says = pixels.float().softmax(-1).max(-1)
                 labels = torch.where(sure >= self.threshold, says, 255).to(torch.uint8)
+                if end is not None:
+                    labels.masked_fill_(_beside(end, labels), 255)
             yield ids, labels
         next(maps, None)  # a stream that has ended can be used again
+
+
+def _beside(ends: Tensor, labels: Tensor) -> Tensor:
+    """bool, as labels: which pixels lie from those rows and columns, int64 ``[P, 2]``, on."""
+    rows, cols = (torch.arange(n, device=ends.device) >= ends[:, axis, None]
+                  for axis, n in enumerate(labels.shape[1:]))
+    return rows[:, :, None] | cols[:, None]

@@ -46,7 +46,7 @@ class History(Generic[S]):
 
 def train(model: Network, features: Features, ids: Tensor, labels: Tensor, config: TrainConfig, epochs: int,
           backend: Backend, order: torch.Generator, evaluate: Callable[[], S | None],
-          progress: Progress = no_progress) -> History[S]:
+          progress: Progress = no_progress, filled: Tensor | None = None) -> History[S]:
     """Adam on the cross-entropy of the labelled pixels, without augmentation or weight decay, unless the config's
     recipe says otherwise (`stages.recipe`).
 
@@ -61,6 +61,9 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
     evaluate
         Called every ``config.eval_every`` epochs and after the last; returns None where there is nothing to validate
         on, and then the last epoch counts as the best.
+    filled
+        What images fill of their patches, int64 ``[patches of the pool, 2]`` on the host; None where they fill all.
+        Where more than what is labelled is learned on, nothing beside an image is.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def train(model: Network, features: Features, ids: Tensor, labels: Tensor, confi
     epochs = config.lasting(epochs, per_epoch)
     optimiser, mean = optimiser_of(model, config), MovingMean(model, config.ema)
     schedule = schedule_of(optimiser, config, epochs, per_epoch)
-    lessons = Lessons.of(model, features, ids, host_ids, labels, config, order, mean)
+    lessons = Lessons.of(model, features, ids, host_ids, labels, config, order, mean, filled)
 
     def stepped() -> None:
         schedule.step()

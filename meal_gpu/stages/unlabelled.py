@@ -8,14 +8,20 @@ from ..randomness import derive
 
 
 class Unlabelled:
-    """Of images that have labelled patches, int64 ``[n]`` on the host: ``count`` beside each of them, at random."""
+    """Of images that have labelled patches, int64 ``[n]`` on the host: ``count`` beside each of them, at random.
 
-    def __init__(self, count: int, labelled: Tensor, n_images: int, grid: Grid, order: torch.Generator) -> None:
+    ``filled`` as `predict` has it, on the host: of patches that lie beside their image for more than half, none.
+    """
+
+    def __init__(self, count: int, labelled: Tensor, n_images: int, grid: Grid, order: torch.Generator,
+                 filled: Tensor | None = None) -> None:
         self.count, self.per_image = count, grid.cells
         # The name that these draws had when pseudo-labels alone used them: a run that was begun goes on.
         self.draws = torch.Generator().manual_seed(derive(order.initial_seed(), 0, "pseudo-labels"))
         self.free = torch.ones(n_images, self.per_image, dtype=torch.bool)
         self.free[labelled // self.per_image, labelled % self.per_image] = False
+        if filled is not None:
+            self.free &= (filled.prod(1) * 2 >= grid.patch_pixels).view_as(self.free)
 
     def beside(self, patches: Tensor) -> Tensor:
         """``count`` of the image of each patch, as far as there are: int64 ``[P]`` on the host.

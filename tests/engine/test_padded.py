@@ -11,11 +11,16 @@ from tiny import tiny_config
 
 from meal_gpu.config import Config
 from meal_gpu.engine.experiment import Experiment, prepare
+from meal_gpu.engine.learning import learn
+from meal_gpu.engine.oracle import SimulatedOracle
 from meal_gpu.errors import InputError, LabelsMissingError
 from meal_gpu.kernels import reference
 from meal_gpu.launch import run
 from meal_gpu.network.features import logits_of
 from meal_gpu.records import read_rounds
+from meal_gpu.stages.lessons import Lessons
+from meal_gpu.stages.unlabelled import Unlabelled
+from meal_gpu.timing import StageClock
 
 SIZE = (32, 48)
 
@@ -110,3 +115,32 @@ def test_tiles_go_through_a_run_and_their_file_is_named(tmp_path):
         assert x1 == min(x0 + 16, 110)
         assert patch["image"] == f"map_y{y0 // 32 * 32}_x{x0 // 48 * 48}"
         assert (y1 - y0) * (x1 - x0) * 2 >= 16 * 16
+
+
+@pytest.mark.parametrize("context", ["image", "patch"])
+@pytest.mark.parametrize("part", ["pseudo_labels", "consistency"])
+def test_nothing_beside_an_image_is_learned_on(root, tmp_path, monkeypatch, context, part):
+    """Plain colour was given the class that the teacher took it for, and the network trained on it."""
+    experiment = prepare(config(root, tmp_path, **{
+        "data.context": context, f"train.{part}": 1, "train.ema": 0.5, "train.pseudo_threshold": 0.0}))
+    seen, read = [], Lessons.read
+
+    def noted(lessons, model, batches):
+        for lesson, batch in zip(read(lessons, model, batches), batches, strict=True):
+            seen.append((lesson, lessons.host_ids[batch]))
+            yield lesson
+
+    monkeypatch.setattr(Lessons, "read", noted)
+    pool = experiment.new_pool()
+    ids = torch.tensor([0, 6, 12, 18])
+    pool.reveal(ids, SimulatedOracle(experiment.stores.train.masks, experiment.grid).label(0, ids))
+    drawn, beside = [], Unlabelled.beside
+    monkeypatch.setattr(Unlabelled, "beside", lambda *given: drawn.append(beside(*given)) or drawn[-1])
+    learn(experiment, pool, 0, 0, StageClock(torch.device("cpu")))
+    filled = experiment.askable.filled
+    assert torch.cat(drawn).numel()
+    for (lesson, own), rest in zip(seen, drawn, strict=True):
+        assert not experiment.askable.blank.view(-1)[rest].any()
+        for labels, (rows, cols) in zip(lesson.labels, filled[torch.cat([own, rest])].tolist(), strict=True):
+            assert (labels[rows:] == 255).all()
+            assert (labels[:, cols:] == 255).all()

@@ -70,6 +70,18 @@ def test_labels_are_those_of_the_mean_in_eval_mode(context, frozen):
     assert none.shape == (0, *labels.shape[1:])
 
 
+@pytest.mark.parametrize("context", ["image", "patch"])
+def test_nothing_is_said_of_pixels_beside_an_image(context):
+    toy, mean = stirred(context=context)
+    filled = torch.tensor([16, 24]).repeat(24, 1)
+    filled[10], filled[23] = torch.tensor([16, 7]), torch.tensor([5, 24])
+    [(_, labels), (_, none), (_, last)] = Teacher(toy.features, 0.0, mean, filled).read(
+        toy.model, [torch.tensor([1, 10]), torch.tensor([], dtype=torch.int64), torch.tensor([23])])
+    expected = torch.zeros(3, 16, 24, dtype=torch.bool)
+    expected[1, :, 7:], expected[2, 5:] = True, True
+    assert torch.equal(torch.cat([labels, none, last]) == 255, expected)
+
+
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
 

@@ -31,3 +31,16 @@ def test_seeds_choose_their_own_and_equal_seeds_the_same():
     first, again, other = (beside(toy, seed=seed).beside(toy.ids) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_none_lies_beside_its_image():
+    """Images that do not fill their frames: of the third column of four patches in a row half is there, of the last
+    nothing."""
+    toy = Toy()
+    filled = torch.tensor([toy.grid.patch_height, toy.grid.patch_width]).repeat(24, 1)
+    filled[3::4] = 0
+    filled[2::4, 0] //= 2
+    filled[6, 0] -= 1  # less than half
+    unlabelled = Unlabelled(3, torch.tensor([0, 4]), 6, toy.grid, order(), filled)
+    assert sorted(unlabelled.beside(torch.tensor([0])).tolist()) == [1, 2]
+    assert unlabelled.beside(torch.tensor([4])).tolist() == [5]
