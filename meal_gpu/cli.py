@@ -146,15 +146,11 @@ def _sweep(config: str, out: Path, set_: list[str] | None, workers: int | None, 
 
 def _run_points(points: "list[Point]", name: str, directory: Path, workers: int | None, scheduler: str | None,
                 cuda: bool) -> "list[Run]":
-    from .sharding import forking
-
-    console.print(f"[bold]{escape(name)}[/]: {len(points)} runs → {escape(str(directory))}", highlight=False,
-                  soft_wrap=True)
-    if workers:
-        forking.begin(forking.share(workers))  # it imports while this process does
     from .report import load_sweep, print_tables
     from .sweep.runner import sweep as run_all
 
+    console.print(f"[bold]{escape(name)}[/]: {len(points)} runs → {escape(str(directory))}", highlight=False,
+                  soft_wrap=True)
     try:
         run_all(points, directory, console, workers, scheduler, cuda)
     except (KeyboardInterrupt, Terminated) as stop:
