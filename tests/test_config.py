@@ -179,7 +179,7 @@ def test_a_file_of_the_users_goes_before_a_shipped_one(tmp_path, monkeypatch):
     (tmp_path / "demo").write_text("seeds: [42]")
     monkeypatch.chdir(tmp_path)
     assert Config.load("demo").seeds == [42]
-    assert Config.load("demo.yaml").seeds == [0, 1]
+    assert Config.load("demo.yaml").seeds == [0]
 
 
 def test_the_shipped_configs_load_from_any_directory(tmp_path, monkeypatch):
