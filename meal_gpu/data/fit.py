@@ -80,7 +80,11 @@ def partly_filled(extents: np.ndarray | None, grid: Grid) -> np.ndarray | None:
 
 def blank_patches(extents: np.ndarray, grid: Grid) -> np.ndarray:
     """bool ``[N, cells]``: patches of which more than half lies beside the image: nobody is asked for them."""
-    pixels = filled(extents, grid).prod(2)
+    return mostly_beside(filled(extents, grid).prod(2), grid)
+
+
+def mostly_beside(pixels: np.ndarray, grid: Grid) -> np.ndarray:
+    """`blank_patches`, given how many pixels of each patch its image fills, int64 ``[N, cells]``."""
     blank = pixels * 2 < grid.patch_pixels
     narrow = blank.all(1)  # a panorama: what there is of it may be asked for
     blank[narrow] = pixels[narrow] == 0

@@ -5,7 +5,6 @@ holds the statistics of the norms too (`recipe.MovingMean`): without them it wou
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -32,8 +31,10 @@ class Teacher:
         grid, windows = self.features.frames.grid, self.features.windows
         maps = self.features.read(model, [ids // grid.cells for ids in batches if len(ids)])
         device = self.features.frames.device
-        ends = sent([self.filled[ids] for ids in batches], device) if self.filled is not None else repeat(None)
-        for ids, end in zip(sent(batches, device), ends):  # noqa: B905  # the second may be endless
+        ends: Sequence[Tensor | None] = [None] * len(batches)
+        if self.filled is not None:
+            ends = sent([self.filled[ids] for ids in batches], device)
+        for ids, end in zip(sent(batches, device), ends, strict=True):
             if not len(ids):
                 yield ids, torch.empty(0, grid.patch_height, grid.patch_width, dtype=torch.uint8, device=ids.device)
                 continue

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..data.fit import mostly_beside
 from ..grid import Grid
 from ..randomness import derive
 
@@ -10,7 +11,8 @@ from ..randomness import derive
 class Unlabelled:
     """Of images that have labelled patches, int64 ``[n]`` on the host: ``count`` beside each of them, at random.
 
-    ``filled`` as `predict` has it, on the host: of patches that lie beside their image for more than half, none.
+    ``filled`` as `predict` has it, on the host: none of those patches that nobody is asked for, since they lie beside
+    their image.
     """
 
     def __init__(self, count: int, labelled: Tensor, n_images: int, grid: Grid, order: torch.Generator,
@@ -21,7 +23,7 @@ class Unlabelled:
         self.free = torch.ones(n_images, self.per_image, dtype=torch.bool)
         self.free[labelled // self.per_image, labelled % self.per_image] = False
         if filled is not None:
-            self.free &= (filled.prod(1) * 2 >= grid.patch_pixels).view_as(self.free)
+            self.free &= ~torch.from_numpy(mostly_beside(filled.prod(1).view_as(self.free).numpy(), grid))
 
     def beside(self, patches: Tensor) -> Tensor:
         """``count`` of the image of each patch, as far as there are: int64 ``[P]`` on the host.

@@ -44,3 +44,12 @@ def test_none_lies_beside_its_image():
     unlabelled = Unlabelled(3, torch.tensor([0, 4]), 6, toy.grid, order(), filled)
     assert sorted(unlabelled.beside(torch.tensor([0])).tolist()) == [1, 2]
     assert unlabelled.beside(torch.tensor([4])).tolist() == [5]
+
+
+def test_what_there_is_of_a_panorama_is_drawn():
+    """All of its patches lie beside it for more than half: those that it reaches are asked for, and learned on."""
+    toy = Toy()
+    filled = torch.tensor([toy.grid.patch_height, toy.grid.patch_width]).repeat(24, 1)
+    filled[:2, 0], filled[2:4, 0] = 3, 0
+    unlabelled = Unlabelled(3, torch.tensor([0]), 6, toy.grid, order(), filled)
+    assert unlabelled.beside(torch.tensor([0])).tolist() == [1]
