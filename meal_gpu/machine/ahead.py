@@ -1,6 +1,7 @@
 """What numba compiles, begun by another process before this one has imported anything that is large."""
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from .limits import usable_cores
 
+_log = logging.getLogger("meal_gpu")
 PARTS = ("runs", "normalise", "confusion", "entropy", "umap")
 """Names in `warm_up.PARTS` that a run on the CPU with a frozen backbone needs, in the order of need."""
 
@@ -18,11 +20,7 @@ def compiling_ahead() -> Iterator[None]:
 
     Where all is compiled already, it ends when it has seen that.
     """
-    process = None
-    if usable_cores() > 1 and sys.executable:
-        with contextlib.suppress(OSError):  # then `warm_up` does it
-            process = subprocess.Popen(command(PARTS), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.DEVNULL)
+    process = started(PARTS, subprocess.DEVNULL, {})  # without it `warm_up` does all of it
     try:
         yield
     finally:
@@ -31,7 +29,18 @@ def compiling_ahead() -> Iterator[None]:
             process.communicate()
 
 
-def command(names: Sequence[str]) -> list[str]:
-    """Of a process that compiles these, says each name when it is done, and ends with whoever holds its input."""
+def started(names: Sequence[str], said: int, environment: dict[str, str]) -> "subprocess.Popen[bytes] | None":
+    """A process that compiles these, says each name when it is done, and ends with whoever holds its input.
+
+    None with a single core, and where no process can be had. ``said``: its output, as `subprocess` has it.
+    """
+    if usable_cores() < 2 or not sys.executable:
+        return None
     begin = "import os, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); from meal_gpu.machine import warm_up"
-    return [sys.executable, "-c", f"{begin}; warm_up.compile_parts(sys.argv[1:])", os.pathsep.join(sys.path), *names]
+    command = [sys.executable, "-c", f"{begin}; warm_up.compile_parts(sys.argv[1:])", os.pathsep.join(sys.path), *names]
+    try:
+        return subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=said,
+                                stderr=subprocess.DEVNULL)
+    except OSError as error:  # no more processes, no memory for one
+        _log.debug("not compiled in a process of its own: %s", error)
+        return None

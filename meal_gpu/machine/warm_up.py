@@ -1,7 +1,6 @@
 """What numba compiles, compiled while other work goes on: a minute of a first run, seconds of every later one."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,13 +14,16 @@ from typing import Protocol
 import numba
 import torch
 
+from ..errors import InputError
 from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
 from ..kernels.folders import private_folder
-from .ahead import command
-from .limits import usable_cores
+from ..locks import locked
+from .ahead import started
 from .umap_learn import COMPILED
 
 SWITCH_S = 2e-4
+TURN_S = 120.0
+"""So long another process that compiles is waited for."""
 LOOK_S = 0.2
 """How often it is looked whether the process ends, while another one compiles."""
 _log = logging.getLogger("meal_gpu")
@@ -112,15 +114,9 @@ def _elsewhere(names: Sequence[str]) -> Iterator[Iterable[str]]:
     In a thread it would take as long again from whoever trains: compiling holds the interpreter. If the other process
     fails, what is left is compiled here.
     """
-    if not names or usable_cores() < 2 or not sys.executable:
-        yield names
-        return
     where = {"NUMBA_CACHE_DIR": numba.config.CACHE_DIR} if numba.config.CACHE_DIR else {}
-    try:
-        process = subprocess.Popen(command(names), env={**os.environ, **where}, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    except OSError as error:  # no more processes, no memory for one
-        _log.debug("not compiled in a process of its own: %s", error)
+    process = started(names, subprocess.PIPE, where) if names else None
+    if process is None:
         yield names
         return
     events = {name: threading.Event() for name in names}
@@ -162,6 +158,6 @@ def _in_turn() -> Iterator[None]:
     folder = private_folder("compiling")
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            with contextlib.suppress(OSError):  # where there are no locks, each compiles for itself
-                fcntl.flock(stack.enter_context((folder / cache).open("w")), fcntl.LOCK_EX)
+            with contextlib.suppress(OSError, InputError):  # then each compiles for itself
+                stack.enter_context(locked(folder / cache, "compiles", wait_s=TURN_S))
         yield

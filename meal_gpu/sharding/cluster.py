@@ -7,7 +7,6 @@ waits for it any more.
 """
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -245,14 +244,7 @@ def _starting(threads: int, method: str) -> Iterator[None]:
     """
     import dask.config
 
-    before = dict(os.environ)
-    try:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(forking.THREADS, threads),
-                              "distributed.worker.multiprocessing-method": method}):
-            yield
-    finally:
-        for name in {*forking.THREADS, "PYTHONHASHSEED"}:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                os.environ.pop(name, None)
+    with (forking.environment_kept(*forking.THREADS, "PYTHONHASHSEED"),
+          dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(forking.THREADS, threads),
+                           "distributed.worker.multiprocessing-method": method})):
+        yield

@@ -34,20 +34,21 @@ def method(threads: int) -> str:
 def _begin(threads: int) -> None:
     # It would look into the current directory before everything else, whatever lies there.
     path = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with _environment({**dict.fromkeys(THREADS, str(threads)), **path}):
+    with environment_kept(*THREADS, *path):
+        os.environ.update({**dict.fromkeys(THREADS, str(threads)), **path})
         forkserver.set_forkserver_preload(IMPORTED)
         forkserver.ensure_running()
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
+def environment_kept(*names: str) -> Iterator[None]:
+    """What is set of these variables inside is as it was afterwards."""
     before = dict(os.environ)
-    os.environ.update(values)
     try:
         yield
     finally:
-        for name in values:
+        for name in names:
             if name in before:
                 os.environ[name] = before[name]
             else:
-                del os.environ[name]
+                os.environ.pop(name, None)

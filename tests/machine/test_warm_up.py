@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from meal_gpu.machine import ahead
 from meal_gpu.machine import warm_up as module
 from meal_gpu.machine.warm_up import PARTS, warm_up
 
@@ -101,7 +102,7 @@ def test_a_part_that_is_needed_at_once_starts_no_process(asked, monkeypatch):
 def test_without_another_process_everything_is_compiled_here(asked, monkeypatch, trouble):
     PARTS["confusion"].there = False
     if trouble == "one core":
-        monkeypatch.setattr(module, "usable_cores", lambda: 1)
+        monkeypatch.setattr(ahead, "usable_cores", lambda: 1)
     elif trouble == "no executable":
         monkeypatch.setattr(sys, "executable", "")
     elif trouble == "no process":

@@ -1,7 +1,6 @@
 """Workers are forked from a process that has imported everything and touched nothing."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -12,17 +11,17 @@ from meal_gpu.sharding import cluster, forking
 linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes are spawned")
 
 
-def found_there() -> tuple[list[str], int, str]:
+def found_there() -> tuple[list[str], int]:
     """In a worker, before anything is asked of it."""
     import torch
 
-    return [name for name in forking.IMPORTED if name in sys.modules], torch.get_num_threads(), os.environ["HOME"]
+    return [name for name in forking.IMPORTED if name in sys.modules], torch.get_num_threads()
 
 
 @linux
-def test_a_worker_has_imported_what_it_needs(monkeypatch):
+def test_a_worker_has_imported_what_it_needs():
     with cluster.local(1, 1) as client:
-        [(imported, threads, _)] = client.run(found_there).values()
+        [(imported, threads)] = client.run(found_there).values()
     assert imported == forking.IMPORTED
     assert threads == 1
 
@@ -32,7 +31,7 @@ def test_libraries_that_were_imported_for_other_threads_are_imported_again(monke
     monkeypatch.setattr(forking, "_begun", 2)
     assert forking.method(1) == "spawn"
     with cluster.local(1, 1) as client:
-        [(imported, threads, _)] = client.run(found_there).values()
+        [(imported, threads)] = client.run(found_there).values()
     assert threads == 1
     assert imported != forking.IMPORTED  # the sweep has not been asked for
 
@@ -60,6 +59,7 @@ print(json.dumps([threading.active_count(), numba.cuda.cudadrv.driver.driver.pid
 """
 
 
+@linux
 def test_what_is_imported_touches_no_device_and_starts_no_thread():
     """A process that is forked after that may not use CUDA; threads are not forked, and locks they hold stay locked."""
     ran = subprocess.run([sys.executable, "-c", UNTOUCHED, *forking.IMPORTED], capture_output=True, text=True,
