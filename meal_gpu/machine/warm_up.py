@@ -1,6 +1,7 @@
 """What numba compiles, compiled while other work goes on: a minute of a first run, seconds of every later one."""
 
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -14,16 +15,12 @@ from typing import Protocol
 import numba
 import torch
 
-from ..errors import InputError
 from ..kernels import confusion_cpu, cut_cpu, entropy_cpu
 from ..kernels.folders import private_folder
-from ..locks import locked
 from .ahead import started
 from .umap_learn import COMPILED
 
 SWITCH_S = 2e-4
-TURN_S = 120.0
-"""So long another process that compiles is waited for."""
 LOOK_S = 0.2
 """How often it is looked whether the process ends, while another one compiles."""
 _log = logging.getLogger("meal_gpu")
@@ -158,6 +155,7 @@ def _in_turn() -> Iterator[None]:
     folder = private_folder("compiling")
     with contextlib.ExitStack() as stack:
         if folder is not None:
-            with contextlib.suppress(OSError, InputError):  # then each compiles for itself
-                stack.enter_context(locked(folder / cache, "compiles", wait_s=TURN_S))
+            # Not `locks.locked`, which asks again and again: whoever compiles takes the lock for its next part at once.
+            with contextlib.suppress(OSError):  # where there are no locks, each compiles for itself
+                fcntl.flock(stack.enter_context((folder / cache).open("w")), fcntl.LOCK_EX)
         yield
